@@ -1,0 +1,39 @@
+"""Neural networks on sets, differentiated and fused by hand."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Where each public name lives; it is imported on first use, so that `import fastperm` does not load Numba.
+_HOMES = {
+    "Adam": "adam",
+    "DeepSet": "network",
+    "PowerSpectrum": "power_spectrum",
+    "Sets": "sets",
+    "load": "checkpoints",
+    "train": "training",
+    "train_step": "training",
+}
+
+__all__ = ["Adam", "DeepSet", "PowerSpectrum", "Sets", "__version__", "load", "train", "train_step"]
+
+if TYPE_CHECKING:
+    from fastperm.adam import Adam
+    from fastperm.checkpoints import load
+    from fastperm.network import DeepSet
+    from fastperm.power_spectrum import PowerSpectrum
+    from fastperm.sets import Sets
+    from fastperm.training import train, train_step
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        value = getattr(import_module(f"fastperm.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'fastperm' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(set(globals()) | set(__all__))
