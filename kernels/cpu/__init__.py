@@ -1,0 +1,23 @@
+"""The fast kernels for processors: Numba, with a register-tiled product of our own."""
+
+import numpy as xp
+
+from fastperm.kernels.cpu.adam import adam_step
+from fastperm.kernels.cpu.dense import dense_backward, dense_forward
+from fastperm.kernels.cpu.equivariant import equivariant_backward, equivariant_forward
+from fastperm.kernels.cpu.fourier_series import fourier_series
+from fastperm.kernels.cpu.mean_squared_error import mean_squared_error
+from fastperm.kernels.cpu.pooling import pooling_backward, pooling_forward
+
+__all__ = [
+    "adam_step",
+    "dense_backward",
+    "dense_forward",
+    "equivariant_backward",
+    "equivariant_forward",
+    "fourier_series",
+    "mean_squared_error",
+    "pooling_backward",
+    "pooling_forward",
+    "xp",
+]

@@ -1,0 +1,66 @@
+"""How the cpu backend is compiled: without the GIL, and cached on disk in the user's cache folder.
+
+Numba's own ``cache=True`` writes beside the source, where index files survive an uninstall and then shadow an
+editable install, and it looks only at the file of the function itself: a change in another file that was inlined goes
+unnoticed. Here one stamp covers every source file of the backend.
+"""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import numba
+from numba.core import caching
+from numba.misc.appdirs import user_cache_dir
+
+
+def cache_folder():
+    """Return the folder of compiled code: ``FASTPERM_CACHE_DIR``, or ``fastperm`` in the user's cache folder."""
+    return Path(os.environ.get("FASTPERM_CACHE_DIR") or user_cache_dir("fastperm"))
+
+
+@functools.cache
+def _source_stamp():
+    stamp = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        stamp.update(path.name.encode() + b"\0" + path.read_bytes())
+    return stamp.hexdigest()
+
+
+class _Locator(caching._CacheLocator):
+    def __init__(self, py_func):
+        self._line = py_func.__code__.co_firstlineno
+
+    def get_cache_path(self):
+        return str(cache_folder())
+
+    def get_source_stamp(self):
+        return _source_stamp()
+
+    def get_disambiguator(self):
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func, py_file):
+        return cls(py_func)
+
+
+class _CacheImpl(caching.CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class _FunctionCache(caching.FunctionCache):
+    _impl_class = _CacheImpl
+
+
+def jit(function):
+    """Compile ``function`` on first use: no GIL, fused multiply-add allowed, division as in NumPy, cached on disk."""
+    compiled = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
+    if isinstance(compiled, numba.core.dispatcher.Dispatcher):  # not so under NUMBA_DISABLE_JIT
+        try:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            compiled._cache = _FunctionCache(function)
+        except OSError:
+            pass  # a read-only home: compile anew in every process
+    return compiled

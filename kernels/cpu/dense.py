@@ -1,0 +1,69 @@
+"""The dense layer; formula and derivation in ``kernels/reference/dense.py``.
+
+Rows are spread over threads like sets: fixed chunks, parameter gradients added up in the order of the chunks.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.product import pointer, product, product_accumulate
+from fastperm.kernels.cpu.workers import CHUNKS, run
+
+
+def dense_forward(
+    x,  # (R, K_in)
+    W,  # (K_in, K_out)
+    b,  # (K_out,)
+    *,
+    y,  # (R, K_out)
+):
+    run([partial(_forward, first, last, x, W, b, y) for first, last in _row_chunks(len(x))])
+
+
+def dense_backward(
+    dy,  # (R, K_out)
+    x,  # (R, K_in)
+    W,  # (K_in, K_out)
+    *,
+    dx,  # (R, K_in), overwritten
+    dW,  # (K_in, K_out), accumulated
+    db,  # (K_out,), accumulated
+):
+    W_T = np.ascontiguousarray(W.T)
+    chunks = [(*ends, np.zeros_like(dW), np.zeros_like(db)) for ends in _row_chunks(len(x))]
+    run([partial(_backward, first, last, dy, x, W_T, dx, *parts) for first, last, *parts in chunks])
+    for _, _, dW_part, db_part in chunks:
+        dW += dW_part
+        db += db_part
+
+
+def _row_chunks(rows):
+    """Return the (first, last) rows of each chunk; few rows are one chunk, since a thread costs more than they do."""
+    chunks = min(CHUNKS, max(1, rows // 1024))
+    return [(rows * i // chunks, rows * (i + 1) // chunks) for i in range(chunks)]
+
+
+@jit
+def _forward(first, last, x, W, b, y):
+    K_in, K_out = W.shape
+    one = np.ones(1, x.dtype)
+    product(
+        pointer(x, first * K_in), K_in, 1, W, b,
+        pointer(one, 0), 0, pointer(y, first * K_out), last - first, x.dtype.type(-np.inf),
+    )  # fmt: skip
+
+
+@jit
+def _backward(first, last, dy, x, W_T, dx, dW, db):
+    K_out, K_in = W_T.shape
+    one, nothing = np.ones(1, x.dtype), np.zeros(K_in, x.dtype)
+    for r in range(first, last):
+        for k in range(K_out):
+            db[k] += dy[r, k]
+    product_accumulate(pointer(x, first * K_in), 1, K_in, pointer(dy, first * K_out), dW, last - first)
+    product(
+        pointer(dy, first * K_out), K_out, 1, W_T, nothing,
+        pointer(one, 0), 0, pointer(dx, first * K_in), last - first, x.dtype.type(-np.inf),
+    )  # fmt: skip

@@ -1,0 +1,105 @@
+"""Threads of the cpu backend: an ordinary pool over fixed chunks of sets.
+
+Kernels release the GIL, so plain threads run them side by side. Numba's own layers are not used: ``workqueue`` aborts
+the process when two Python threads call in at once, and OpenMP aborts after a fork. The chunks depend on the batch
+only, never on the number of threads, so that sums over chunks give the same bits on 1 or 64 threads.
+"""
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+
+CHUNKS = 16
+
+_lock = threading.Lock()
+_pool = None
+_pool_size = 0
+_num_threads = None
+
+
+def get_num_threads():
+    """Return how many threads the cpu backend uses: ``FASTPERM_NUM_THREADS``, or the cores this process may use."""
+    if _num_threads is not None:
+        return _num_threads
+    given = os.environ.get("FASTPERM_NUM_THREADS", "").strip()
+    if given:
+        if not given.isdecimal() or int(given) < 1:
+            raise ValueError(f"FASTPERM_NUM_THREADS must be a positive integer, got {given!r}")
+        return int(given)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
+def set_num_threads(threads):
+    """Use this many threads from now on; None goes back to the default."""
+    global _num_threads
+    _num_threads = threads
+
+
+def chunk_bounds(offsets):
+    """Return the sets at which chunks begin and end: at most CHUNKS of them, of about equal numbers of elements."""
+    ends = offsets[-1] * np.arange(1, CHUNKS + 1) // CHUNKS
+    return [0, *np.unique(np.searchsorted(offsets[1:], ends) + 1).tolist()]
+
+
+def run(tasks):
+    """Run the callables in ``tasks``, the caller working too; raises the first exception among them."""
+    threads = min(get_num_threads(), len(tasks))
+    if threads <= 1:
+        for task in tasks:
+            task()
+        return
+    waiting = deque(tasks)
+
+    def work():
+        while True:
+            try:
+                task = waiting.popleft()
+            except IndexError:
+                return
+            task()
+
+    helpers = _start(work, threads - 1)
+    try:
+        work()
+    finally:
+        waiting.clear()
+        # A helper that another caller kept from starting has nothing left to do.
+        started = [helper for helper in helpers if not helper.cancel()]
+        failures = [failure for failure in (helper.exception() for helper in started) if failure]
+    if failures:
+        raise failures[0]
+
+
+def for_each_chunk(function, offsets, *arguments):
+    """Call ``function(first_set, last_set, *arguments)`` for every chunk of the batch."""
+    bounds = chunk_bounds(offsets)
+    run([partial(function, *ends, *arguments) for ends in pairwise(bounds)])
+
+
+def _start(work, threads):
+    global _pool, _pool_size
+    with _lock:
+        if _pool is None or _pool_size < threads:
+            if _pool is not None:
+                _pool.shutdown(wait=False)
+            _pool = ThreadPoolExecutor(threads, thread_name_prefix="fastperm")
+            _pool_size = threads
+        return [_pool.submit(work) for _ in range(threads)]
+
+
+def _forget_pool():
+    """Start afresh in a forked child: it has none of its parent's threads, and perhaps a lock that one of them held."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)

@@ -1,0 +1,23 @@
+"""The specification: every kernel in plain NumPy, float32 and float64, with its formula and its derivation."""
+
+import numpy as xp
+
+from fastperm.kernels.reference.adam import adam_step
+from fastperm.kernels.reference.dense import dense_backward, dense_forward
+from fastperm.kernels.reference.equivariant import equivariant_backward, equivariant_forward
+from fastperm.kernels.reference.fourier_series import fourier_series
+from fastperm.kernels.reference.mean_squared_error import mean_squared_error
+from fastperm.kernels.reference.pooling import pooling_backward, pooling_forward
+
+__all__ = [
+    "adam_step",
+    "dense_backward",
+    "dense_forward",
+    "equivariant_backward",
+    "equivariant_forward",
+    "fourier_series",
+    "mean_squared_error",
+    "pooling_backward",
+    "pooling_forward",
+    "xp",
+]

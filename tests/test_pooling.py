@@ -1,0 +1,52 @@
+import autograd
+import numpy as np
+import oracle
+import pytest
+from cases import BACKENDS, TOLERANCES, Case, all_cases, as_dtype, error, kernels, poisoned
+
+POOLS = ("mean", "sum", "max")
+
+
+def run(backend, case, pool, dtype="float64"):
+    x, weights, dp = as_dtype(dtype, case.x, case.weights, case.dp)
+    p, dx = poisoned((case.S, x.shape[1]), dtype), poisoned(x.shape, dtype)
+    kernels(backend).pooling_forward(x, case.offsets, weights, pool, p=p)
+    kernels(backend).pooling_backward(dp, x, p, case.offsets, weights, pool, dx=dx)
+    return p, dx
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@all_cases
+def test_matches_autograd(backend, pool, dtype, shape, weighted):
+    case = Case(*shape, weighted)
+    p, dx = run(backend, case, pool, dtype)
+    assert error(p, oracle.pooling(case.x, case.bounds, case.w, pool)) <= TOLERANCES[dtype]
+
+    def loss(x):
+        return autograd.numpy.sum(oracle.pooling(x, case.bounds, case.w, pool) * case.dp)
+
+    assert error(dx, autograd.grad(loss)(case.x)) <= TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_elements_that_tie_for_the_maximum_share_its_gradient_by_weight(backend):
+    case = Case((4,), 1, 1, weighted=True)
+    case.x[:, 0] = [3, 1, 3, 3]
+    case.weights[:] = [2, 5, 1, 0]  # the last one is not there
+    case.dp[:] = 6
+    p, dx = run(backend, case, "max")
+    assert p.item() == 3
+    np.testing.assert_allclose(dx[:, 0], [4, 0, 2, 0], rtol=1e-15)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pool", ["mean", "sum"])
+def test_long_float32_sums_keep_their_digits(backend, pool):
+    # A plain float32 sum of a million terms loses three digits; blocks of float32 within a float64 sum lose none.
+    case = Case((1_000_000,), 2, 1, weighted=False)
+    case.x = np.abs(case.x.astype(np.float32)).astype(np.float64)
+    p, _ = run(backend, case, pool, "float32")
+    wanted = case.x.sum(axis=0) / (case.T if pool == "mean" else 1)
+    np.testing.assert_allclose(p[0], wanted, rtol=3e-7)
