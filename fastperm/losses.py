@@ -1,0 +1,45 @@
+"""Losses: a value and the gradient of the prediction, in one pass."""
+
+import numpy as np
+
+
+def mean_squared_error(y, targets, kernels):
+    """Return the mean squared error and its gradient.
+
+    Parameters
+    ----------
+    y : ndarray of shape (R, K)
+        Predictions.
+    targets : array-like of shape (R, K)
+        What they should be; converted to the dtype of ``y``.
+    kernels : module
+        The backend.
+
+    Returns
+    -------
+    loss : float
+        Mean of (y − targets)² over all R·K numbers, summed in float64.
+    dy : ndarray of shape (R, K)
+        2 (y − targets) / (R·K).
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    targets = as_targets(targets, y.shape, y.dtype)
+    dy = kernels.xp.empty_like(y)
+    return kernels.mean_squared_error(y, targets, dy=dy), dy
+
+
+def as_targets(targets, shape, dtype):
+    """Return ``targets`` as a contiguous array of this shape and dtype, or say what came instead."""
+    try:
+        # A target too large for the dtype becomes infinite, and the loss says so.
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(targets, dtype=dtype)
+    except (TypeError, ValueError):
+        raise ValueError(f"targets must be an array of numbers of shape {shape}, got {targets!r:.80}") from None
+    if array.shape != shape:
+        raise ValueError(f"targets must have shape {shape} (as the prediction), got {array.shape}")
+    return array

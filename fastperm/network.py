@@ -1,0 +1,289 @@
+"""The set network: equivariant layers, pooling, and a dense head."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastperm import backend as backends
+from fastperm.checks import check_choice, check_dtype, check_integer
+from fastperm.layers import Dense, Equivariant, Pooling, PoolingSaved, initialise
+from fastperm.parameters import Parameters
+from fastperm.sets import Sets, as_sets
+
+AGGREGATES = ("mean", "sum", "max")
+
+
+class Saved(NamedTuple):
+    """What a network keeps of a forward pass for the backward pass."""
+
+    sets: Sets
+    layers: tuple  # an EquivariantSaved for each layer
+    pooling: PoolingSaved | None
+    head: Any  # (S, K) input of the head, or (T, K) without pooling
+
+
+class DeepSet:
+    """Network on sets: equivariant ReLU layers, pooling over the set, one dense layer.
+
+    Parameters
+    ----------
+    in_features : int
+        K_in, numbers per element.
+    width : int or sequence of int
+        Width of every equivariant layer, or one per layer.
+    depth : int
+        Number of equivariant layers.
+    out_features : int
+        K_fin, numbers per set (per element if ``pool`` is None).
+    aggregate : {"mean", "sum", "max"}, default="mean"
+        What every element sees of its set, in every layer.
+    pool : {"mean", "sum", "max"} or None, default="mean"
+        How elements become one vector per set before the head. None keeps the network equivariant: the head acts on
+        every element.
+    dtype : {"float32", "float64"}, default="float32"
+        Precision of parameters and arithmetic.
+    backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
+        Kernels to use; "auto" takes the fastest that is available.
+    seed : int, numpy.random.Generator or None, default=None
+        Where the initial weights come from; None draws fresh ones.
+
+    Attributes
+    ----------
+    parameters, gradients : dict of str to ndarray
+        ``layers.0.self``, ``layers.0.pool`` (K_in, K_out), ``layers.0.bias`` (K_out,), …, ``head.weight``,
+        ``head.bias``. Assigning to a name copies into its array.
+    widths : tuple of int
+        Width of each equivariant layer.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of range or of the wrong type.
+    RuntimeError
+        If the backend is not available here.
+
+    References
+    ----------
+    Zaheer et al. 2017, "Deep Sets"; Guttenberg et al. 2016, "Permutation-equivariant neural networks applied to
+    dynamics prediction".
+
+    Examples
+    --------
+    >>> import numpy as np, fastperm
+    >>> net = fastperm.DeepSet(in_features=2, width=16, depth=2, out_features=4, seed=0)
+    >>> x = np.random.default_rng(0).standard_normal((3, 10, 2))
+    >>> net(x).shape
+    (3, 4)
+    """
+
+    def __init__(
+        self,
+        in_features,
+        width,
+        depth,
+        out_features,
+        *,
+        aggregate="mean",
+        pool="mean",
+        dtype="float32",
+        backend="auto",
+        seed=None,
+    ):
+        self.in_features = check_integer(in_features, "in_features", minimum=1)
+        self.out_features = check_integer(out_features, "out_features", minimum=1)
+        self.depth = check_integer(depth, "depth", minimum=1)
+        self.widths = _check_widths(width, self.depth)
+        self.aggregate = check_choice(aggregate, "aggregate", AGGREGATES)
+        self.pool = check_choice(pool, "pool", (*AGGREGATES, None))
+        self.dtype = check_dtype(dtype)
+        self.backend = backends.resolve(backend)
+        self.kernels = backends.get(self.backend)
+
+        inputs = (self.in_features, *self.widths)
+        shapes = {
+            f"layers.{i}.{name}": shape
+            for i in range(self.depth)
+            for name, shape in Equivariant.shapes(inputs[i], inputs[i + 1]).items()
+        }
+        shapes |= {f"head.{name}": shape for name, shape in Dense.shapes(inputs[-1], self.out_features).items()}
+        self.parameters = Parameters(shapes, self.kernels, self.dtype)
+        self.gradients = self.parameters.like()
+        self.layers = tuple(
+            Equivariant(*self._part(f"layers.{i}."), self.kernels, self.aggregate) for i in range(self.depth)
+        )
+        self.pooling = None if self.pool is None else Pooling(self.kernels, self.pool)
+        self.head = Dense(*self._part("head."), self.kernels)
+        self._initialise(np.random.default_rng(seed))
+
+    def config(self):
+        """Return the constructor's arguments, without backend and seed, as plain JSON-able values."""
+        return {
+            "in_features": self.in_features,
+            "width": list(self.widths),
+            "depth": self.depth,
+            "out_features": self.out_features,
+            "aggregate": self.aggregate,
+            "pool": self.pool,
+            "dtype": self.dtype.name,
+        }
+
+    def __repr__(self):
+        settings = {**self.config(), "backend": self.backend}
+        if len(set(self.widths)) == 1:
+            settings["width"] = self.widths[0]
+        return f"DeepSet({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+
+    @property
+    def n_parameters(self):
+        """Number of trainable numbers."""
+        return self.parameters.flat.size
+
+    def as_sets(self, sets):
+        """Return anything array-like as `Sets` of this network's width and dtype (see `fastperm.sets.as_sets`)."""
+        return as_sets(sets, features=self.in_features, dtype=self.dtype)
+
+    def prediction_shape(self, sets):
+        """Return the shape of the prediction for ``sets``: a row per set, or per element without pooling."""
+        return (sets.n_elements if self.pool is None else len(sets), self.out_features)
+
+    def __call__(self, sets):
+        """Return the predictions.
+
+        Parameters
+        ----------
+        sets : Sets or array-like
+            A `Sets`, an array (S, N, in_features), or a list of arrays (n_i, in_features).
+
+        Returns
+        -------
+        ndarray of shape (S, out_features)
+            One row per set; (T, out_features), one row per element, if ``pool`` is None (`Sets.split` cuts it back
+            into sets).
+
+        Raises
+        ------
+        ValueError
+            If the sets are malformed or of another width; the message names the set.
+        """
+        sets = self.as_sets(sets)
+        x = sets.values
+        for layer in self.layers:
+            x, _ = layer.forward(x, sets)
+        if self.pooling is not None:
+            x, _ = self.pooling.forward(x, sets)
+        return self.head.forward(x)[0]
+
+    def forward(self, sets):
+        """Return the predictions and what `backward` needs.
+
+        Parameters
+        ----------
+        sets : Sets or array-like
+            As in `__call__`.
+
+        Returns
+        -------
+        y : ndarray of shape (S, out_features)
+            The predictions; (T, out_features) without pooling.
+        saved : Saved
+            Inputs and activations.
+        """
+        sets = self.as_sets(sets)
+        x, kept, pooling = sets.values, [], None
+        for layer in self.layers:
+            x, saved = layer.forward(x, sets)
+            kept.append(saved)
+        if self.pooling is not None:
+            x, pooling = self.pooling.forward(x, sets)
+        y, head = self.head.forward(x)
+        return y, Saved(sets, tuple(kept), pooling, head)
+
+    def backward(self, dy, saved, *, inputs=True):
+        """Add the gradients of the parameters to `gradients` and return that of the input.
+
+        Parameters
+        ----------
+        dy : array-like of the shape of the prediction
+            Gradient of the loss with respect to the prediction.
+        saved : Saved
+            From `forward`.
+        inputs : bool, default=True
+            Whether the gradient of the input is wanted.
+
+        Returns
+        -------
+        ndarray of shape (T, in_features) or None
+            Gradient with respect to ``saved.sets.values``.
+
+        Raises
+        ------
+        ValueError
+            If dy has another shape than the prediction.
+        """
+        dx = np.ascontiguousarray(dy, dtype=self.dtype)
+        expected = self.prediction_shape(saved.sets)
+        if dx.shape != expected:
+            raise ValueError(f"dy must have the shape of the prediction, {expected}, got {dx.shape}")
+        dx = self.head.backward(dx, saved.head)
+        if self.pooling is not None:
+            dx = self.pooling.backward(dx, saved.pooling, saved.sets)
+        for i in reversed(range(self.depth)):
+            dx = self.layers[i].backward(dx, saved.layers[i], saved.sets, inputs=inputs or i > 0)
+        return dx
+
+    def zero_gradients(self):
+        """Set all gradients to zero."""
+        self.gradients.flat[:] = 0
+
+    def to(self, backend):
+        """Return a copy of this network on another backend.
+
+        Parameters
+        ----------
+        backend : {"auto", "reference", "cpu", "cuda"}
+            The backend of the copy. This network stays as it is.
+
+        Returns
+        -------
+        DeepSet
+            The same parameters, to the bit; gradients zero.
+        """
+        return _rebuild(self.config(), backend, dict(self.parameters))
+
+    def save(self, path):
+        """Write the network to ``path`` (safetensors; see `fastperm.load`)."""
+        from fastperm.checkpoints import save_network
+
+        save_network(self, path)
+
+    def __reduce__(self):
+        return _rebuild, (self.config(), self.backend, dict(self.parameters))
+
+    def _part(self, prefix) -> tuple[dict, dict]:
+        """Return the parameters and the gradients whose names begin with ``prefix``, without it."""
+        parameters, gradients = (
+            {name.removeprefix(prefix): array for name, array in whole.items() if name.startswith(prefix)}
+            for whole in (self.parameters, self.gradients)
+        )
+        return parameters, gradients
+
+    def _initialise(self, generator):
+        for name, array in self.parameters.items():
+            if array.ndim == 2:
+                gain = 1.0 if name.startswith("head.") else np.sqrt(2)
+                self.parameters[name] = initialise(array.shape, generator, gain=gain)
+
+
+def _rebuild(config, backend, parameters):
+    net = DeepSet(**config, backend=backend, seed=0)
+    net.parameters.update(parameters)
+    return net
+
+
+def _check_widths(width, depth):
+    if np.ndim(width) == 0:
+        return (check_integer(width, "width", minimum=1),) * depth
+    widths = tuple(check_integer(w, f"width[{i}]", minimum=1) for i, w in enumerate(width))
+    if len(widths) != depth:
+        raise ValueError(f"width must be an integer or have one entry for each of the {depth} layers, got {width!r}")
+    return widths

@@ -1,0 +1,61 @@
+"""Named parameters that lie in one flat array."""
+
+import math
+
+import numpy as np
+
+
+class Parameters(dict):
+    """A dict of named arrays, all views into one flat array.
+
+    Assigning to a name copies into its array, so that whoever holds the array sees the change; names can be neither
+    added nor removed.
+
+    Parameters
+    ----------
+    shapes : dict of str to tuple of int
+        The shape of every array, in order.
+    kernels : module
+        The backend whose arrays these are.
+    dtype : numpy.dtype
+        Their dtype. They start as zeros.
+
+    Attributes
+    ----------
+    flat : ndarray of shape (number of values,)
+        All of them, one after another.
+    kernels : module
+        The backend.
+    """
+
+    def __init__(self, shapes, kernels, dtype):
+        super().__init__()
+        self.kernels = kernels
+        self.flat = kernels.xp.zeros(sum(math.prod(shape) for shape in shapes.values()), dtype)
+        start = 0
+        for name, shape in shapes.items():
+            stop = start + math.prod(shape)
+            super().__setitem__(name, self.flat[start:stop].reshape(shape))
+            start = stop
+
+    def like(self):
+        """Return zeros of the same names and shapes."""
+        return Parameters({name: array.shape for name, array in self.items()}, self.kernels, self.flat.dtype)
+
+    def __setitem__(self, name, value):
+        if name not in self:
+            raise KeyError(f"no parameter is called {name!r}; there are {', '.join(self)}")
+        array = np.asarray(value, dtype=self.flat.dtype)
+        if array.shape not in ((), self[name].shape):
+            raise ValueError(f"{name} has shape {self[name].shape}, got {array.shape}")
+        self[name][...] = array
+
+    def update(self, other):  # type: ignore[override]
+        """Copy the values of every name in ``other``."""
+        for name, value in dict(other).items():
+            self[name] = value
+
+    def _fixed(self, *args, **kwargs):
+        raise TypeError("parameters can be neither added nor removed")
+
+    __delitem__ = pop = popitem = clear = setdefault = __ior__ = _fixed

@@ -1,0 +1,253 @@
+"""Training: one step, and a run that can be stopped at any moment and taken up again to the bit."""
+
+import csv
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from fastperm.adam import Adam
+from fastperm.checkpoints import load_checkpoint, save_checkpoint
+from fastperm.checks import check_integer
+from fastperm.files import replacing
+from fastperm.losses import as_targets, mean_squared_error
+
+COLUMNS = ("step", "loss", "validation_loss", "seconds")
+
+# Streams of random numbers that a run draws from; SeedSequence keeps them apart.
+_TRAINING, _VALIDATION = 0, 1
+
+
+def train_step(net, sets, targets, optimizer):
+    """Take one training step: forward, mean squared error, backward, Adam.
+
+    Parameters
+    ----------
+    net : DeepSet
+        The network. Its parameters change, and its gradients become those of this batch.
+    sets : Sets or array-like
+        The batch.
+    targets : array-like of shape (S, out_features)
+        What the network should predict; (T, out_features) without pooling.
+    optimizer : Adam
+        The optimiser.
+
+    Returns
+    -------
+    float
+        Mean squared error before the step.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite. Parameters and optimiser are then as they were.
+    ValueError
+        If sets or targets have the wrong shape.
+    """
+    y, saved = net.forward(sets)
+    loss, dy = mean_squared_error(y, targets, net.kernels)
+    if not np.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss}")
+    net.zero_gradients()
+    net.backward(dy, saved, inputs=False)
+    optimizer.step(net.parameters, net.gradients)
+    return loss
+
+
+def train(
+    net,
+    task,
+    *,
+    steps,
+    batch=256,
+    seed=0,
+    optimizer=None,
+    checkpoint=None,
+    every=100,
+    resume=False,
+    progress=True,
+    validate=256,
+    history=None,
+):
+    """Train a network on a task.
+
+    Batch t is drawn from a generator that depends on ``seed`` and t only, so a run that is stopped and resumed takes
+    bitwise the same steps as one that is not.
+
+    Parameters
+    ----------
+    net : DeepSet
+        The network; trained in place.
+    task : object with ``sample(batch, generator) -> (sets, targets)``
+        Where fresh batches come from, such as `PowerSpectrum`.
+    steps : int
+        Number of the last step, counted from the beginning of the run, resumed or not.
+    batch : int, default=256
+        Sets per step.
+    seed : int, default=0
+        What the batches are drawn from.
+    optimizer : Adam or None, default=None
+        The optimiser; None makes an `Adam` with its defaults. Resuming puts the saved moments into it.
+    checkpoint : path-like or None, default=None
+        File that the state is written to, every ``every`` steps and at the end. It replaces the earlier one when it
+        is complete.
+    every : int, default=100
+        Steps between checkpoints, and between validations.
+    resume : bool, default=False
+        Go on from ``checkpoint`` if it is there. A checkpoint of another network, seed, batch size or task is refused.
+    progress : bool, default=True
+        Show a progress bar with loss and sets per second on standard error.
+    validate : int, (sets, targets) or None, default=256
+        What the validation loss is measured on: so many fresh sets of the task, the same ones every time; sets and
+        targets of your own; or nothing.
+    history : path-like or None, default=None
+        CSV file for the history, written with each checkpoint; None writes it beside the checkpoint, as ``.csv``.
+
+    Returns
+    -------
+    dict of str to list
+        ``step``, ``loss`` (of the batch, before the step), ``validation_loss`` (after it; NaN where not measured) and
+        ``seconds`` (time trained so far).
+
+    Raises
+    ------
+    FloatingPointError
+        At the first loss, or the first checkpoint, that is not finite; the message names the step. The last
+        checkpoint stays as it is.
+    KeyboardInterrupt
+        After Ctrl-C: the step is finished and the checkpoint written first.
+    FileExistsError
+        If the checkpoint is there and ``resume`` is false.
+    ValueError
+        If the checkpoint belongs to another run or is damaged, or an argument is out of range.
+    """
+    steps = check_integer(steps, "steps", minimum=0)
+    batch = check_integer(batch, "batch", minimum=1)
+    every = check_integer(every, "every", minimum=1)
+    seed = check_integer(seed, "seed", minimum=0)
+    if not callable(getattr(task, "sample", None)):
+        raise TypeError(f"task must have a method sample(batch, generator), got {task!r:.80}")
+    if optimizer is None:
+        optimizer = Adam()
+    settings = _settings(task, batch, seed)
+    records: dict[str, list] = {name: [] for name in COLUMNS}
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    if history is None and checkpoint is not None:
+        history = checkpoint.with_suffix(".csv")
+    if checkpoint is not None and checkpoint.exists():
+        if not resume:
+            raise FileExistsError(f"{checkpoint} is there already; resume=True goes on from it, or move it away")
+        records = _resume(checkpoint, net, optimizer, settings)
+    first = len(records["step"])
+    validation = _validation(net, task, validate, seed) if first < steps else None
+    before = records["seconds"][-1] if first else 0.0
+
+    def save():
+        if not np.isfinite(net.parameters.flat).all():
+            raise FloatingPointError(f"a parameter is not finite after step {len(records['step'])}{_kept(checkpoint)}")
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, net, optimizer, records, settings)
+        if history is not None:
+            write_history(history, records)
+
+    bar = tqdm(total=steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True)
+    start = time.perf_counter()
+    with bar, _held_interrupt() as interrupted:
+        for step in range(first + 1, steps + 1):
+            sets, targets = task.sample(batch, _generator(seed, _TRAINING, step))
+            try:
+                loss = train_step(net, sets, targets, optimizer)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error} at step {step}{_kept(checkpoint)}") from None
+            due = step % every == 0 or step == steps
+            measured = np.nan
+            if due and validation is not None:
+                measured = mean_squared_error(net(validation[0]), validation[1], net.kernels)[0]
+            elapsed = time.perf_counter() - start
+            for name, value in zip(COLUMNS, (step, loss, measured, before + elapsed), strict=True):
+                records[name].append(value)
+            bar.set_postfix_str(f"loss {loss:.4f}, {(step - first) * batch / elapsed:,.0f} sets/s", refresh=False)
+            bar.update()
+            if due or interrupted.is_set():
+                save()
+            if interrupted.is_set():
+                raise KeyboardInterrupt(f"stopped after step {step}{_kept(checkpoint)}")
+    return records
+
+
+def write_history(path, records):
+    """Write a history as CSV: one row per step, empty where nothing was measured."""
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for step, loss, measured, seconds in zip(*(records[name] for name in COLUMNS), strict=True):
+            writer.writerow([step, loss, "" if np.isnan(measured) else measured, f"{seconds:.3f}"])
+
+
+def _generator(seed, stream, number=0):
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, number)))
+
+
+def _settings(task, batch, seed):
+    try:
+        described = task.config()
+    except (AttributeError, ValueError):  # a task of the user's own, or one with functions in it
+        described = None
+    return {"batch": batch, "seed": seed, "task": described}
+
+
+def _resume(checkpoint, net, optimizer, settings):
+    """Put the saved state into ``net`` and ``optimizer`` and return the history."""
+    saved_net, saved_optimizer, records, saved_settings = load_checkpoint(checkpoint, net.backend)
+    mine, theirs = {**net.config(), **settings}, {**saved_net.config(), **saved_settings}
+    for name, value in mine.items():
+        if theirs.get(name) != value:
+            raise ValueError(
+                f"{checkpoint} belongs to another run: its {name} is {theirs.get(name)!r}, here it is {value!r}"
+            )
+    net.parameters.update(saved_net.parameters)
+    optimizer.load_state(saved_optimizer.state())
+    return {name: [int(v) for v in records[name]] if name == "step" else records[name] for name in COLUMNS}
+
+
+def _validation(net, task, validate, seed):
+    if validate is None:
+        return None
+    if isinstance(validate, tuple) and len(validate) == 2:
+        sets, targets = validate
+    else:
+        sets, targets = task.sample(check_integer(validate, "validate", minimum=1), _generator(seed, _VALIDATION))
+    sets = net.as_sets(sets)
+    return sets, as_targets(targets, net.prediction_shape(sets), net.dtype)
+
+
+def _kept(checkpoint):
+    if checkpoint is None:
+        return ""
+    return f"; the last checkpoint is {checkpoint}" if checkpoint.exists() else "; no checkpoint was written yet"
+
+
+@contextmanager
+def _held_interrupt():
+    """Give an event that Ctrl-C sets, instead of breaking off within a step; a second Ctrl-C does break off."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # only the main thread is asked about signals
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def remember(number, frame):
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    if before is not None:  # None: a handler that is not Python's, which could not be put back
+        signal.signal(signal.SIGINT, remember)
+    try:
+        yield interrupted
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)

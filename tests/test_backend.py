@@ -1,0 +1,32 @@
+import pytest
+
+import fastperm
+from fastperm import backend
+
+
+def test_auto_is_the_fast_one():
+    assert backend.resolve("auto") == "cpu"
+    assert fastperm.DeepSet(2, 3, 1, 1).backend == "cpu"
+
+
+def test_a_backend_that_is_missing_says_why_and_nothing_falls_back():
+    assert backend.why_missing("cpu") is None
+    assert "no cuda kernels yet" in backend.why_missing("cuda")
+    with pytest.raises(RuntimeError, match="backend 'cuda' is not available: fastperm has no cuda kernels yet"):
+        fastperm.DeepSet(2, 3, 1, 1, backend="cuda")
+
+
+def test_without_numba_the_reference_still_works(monkeypatch):
+    def no_numba(name):
+        if name.endswith(".cpu"):
+            raise ImportError("no module named numba")
+        return __import__(name, fromlist=["_"])
+
+    monkeypatch.setattr(backend, "import_module", no_numba)
+    backend.why_missing.cache_clear()
+    try:
+        assert backend.resolve("auto") == "reference"
+        with pytest.raises(RuntimeError, match="'cpu' is not available: importing it failed: no module named numba"):
+            backend.resolve("cpu")
+    finally:
+        backend.why_missing.cache_clear()

@@ -1,0 +1,138 @@
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+from cases import BACKENDS
+from safetensors.numpy import load_file, save_file
+
+import fastperm
+from fastperm.checkpoints import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path):
+    net = fastperm.DeepSet(2, [5, 7], 2, 3, aggregate="max", pool="sum", dtype="float64", seed=0)
+    net.save(tmp_path / "net.safetensors")
+    return net, tmp_path / "net.safetensors"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_round_trip_is_bitwise_on_any_backend(saved, backend):
+    net, path = saved
+    loaded = fastperm.load(path, backend=backend)
+    assert loaded.config() == net.config()
+    assert loaded.backend == backend
+    np.testing.assert_array_equal(loaded.parameters.flat, net.parameters.flat)
+
+
+def test_the_file_is_plain_safetensors(saved):
+    net, path = saved
+    arrays = load_file(path)
+    assert arrays.keys() == net.parameters.keys()
+
+
+def test_saving_replaces_and_leaves_nothing_else(saved):
+    net, path = saved
+    net.parameters["head.bias"] = 3
+    net.save(path)
+    assert fastperm.load(path).parameters["head.bias"][0] == 3
+    assert [p.name for p in path.parent.iterdir()] == ["net.safetensors"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
+    net, path = saved
+    content = path.read_bytes()
+
+    def fail(arrays, name, metadata):
+        name.write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fastperm.checkpoints.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        net.save(path)
+    assert path.read_bytes() == content
+    assert [p.name for p in path.parent.iterdir()] == ["net.safetensors"]
+
+
+def rewrite(path, change_arrays=lambda a: a, **metadata):
+    """Write the file again with other arrays or metadata."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        old = file.metadata()
+    save_file(change_arrays(load_file(path)), path, metadata={**old, **metadata})
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip_header(path):
+    content = bytearray(path.read_bytes())
+    content[20] ^= 0xFF
+    path.write_bytes(content)
+
+
+def without(name):
+    return lambda arrays: {n: a for n, a in arrays.items() if n != name}
+
+
+DAMAGE = {
+    "truncated": (truncate, "is not a fastperm network: it is damaged"),
+    "header bytes": (flip_header, "is not a fastperm network: it is damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "it is damaged, or no safetensors file"),
+    "text": (lambda path: path.write_text("x,y\n1,2\n" * 10), "it is damaged, or no safetensors file"),
+    "foreign": (lambda path: save_file({"w": np.ones(3)}, path), "its format is 'that of another program'"),
+    "newer": (lambda path: rewrite(path, format_version="9"), "its format version is 9, this fastperm reads 1"),
+    "no configuration": (lambda path: rewrite(path, header="{}"), "its configuration makes no network"),
+    "bad configuration": (
+        lambda path: rewrite(path, header=json.dumps({"network": {"in_features": 0}})),
+        "its configuration makes no network",
+    ),
+    "header not json": (lambda path: rewrite(path, header="{"), "its header cannot be read"),
+    "missing parameter": (lambda path: rewrite(path, without("head.bias")), "do not fit its configuration: head.bias"),
+    "wrong shape": (
+        lambda path: rewrite(path, lambda a: {**a, "head.bias": np.ones(9)}),
+        r"head.bias is float64 of shape \(9,\), not float64 of shape \(3,\)",
+    ),
+    "wrong dtype": (
+        lambda path: rewrite(path, lambda a: {**a, "head.bias": np.ones(3, np.float32)}),
+        "head.bias is float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_and_foreign_files_are_clear_errors(saved, damage):
+    _, path = saved
+    spoil, message = DAMAGE[damage]
+    spoil(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        fastperm.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_files_say_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a fastperm network at .*nothing.*does not exist"):
+        fastperm.load(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="which is a folder"):
+        fastperm.load(tmp_path)
+
+
+def test_a_checkpoint_is_no_network_and_a_network_no_checkpoint(saved, tmp_path):
+    net, path = saved
+    with pytest.raises(ValueError, match="is not a fastperm checkpoint: its format is 'fastperm network'"):
+        load_checkpoint(path)
+    save_checkpoint(tmp_path / "state.safetensors", net, fastperm.Adam(), {"step": []}, {})
+    with pytest.raises(ValueError, match="is not a fastperm network: its format is 'fastperm checkpoint'"):
+        fastperm.load(tmp_path / "state.safetensors")
+
+
+def test_an_unknown_backend_is_not_taken_for_a_bad_file(saved):
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'reference', 'cpu', 'cuda', got 'gpu'"):
+        fastperm.load(saved[1], backend="gpu")

@@ -1,0 +1,249 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from cases import BACKENDS
+
+import fastperm
+from fastperm.checkpoints import load_checkpoint
+from fastperm.losses import mean_squared_error
+
+TASK = fastperm.PowerSpectrum(k_max=2, k_fin=2, set_size=20)
+
+
+def make_net(**options):
+    return fastperm.DeepSet(2, 8, 2, 2, seed=0, **options)
+
+
+def run(net, task=TASK, *, steps, **options):
+    return fastperm.train(net, task, steps=steps, batch=8, progress=False, **{"every": 10, **options})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_is_forward_loss_backward_adam(backend):
+    sets, targets = TASK.sample(8, 0)
+    net, by_hand = make_net(backend=backend), make_net(backend=backend)
+    optimizer, other = fastperm.Adam(), fastperm.Adam()
+    for _ in range(3):
+        loss = fastperm.train_step(net, sets, targets, optimizer)
+        y, saved = by_hand.forward(sets)
+        wanted, dy = mean_squared_error(y, targets, by_hand.kernels)
+        by_hand.zero_gradients()
+        by_hand.backward(dy, saved)
+        other.step(by_hand.parameters, by_hand.gradients)
+        assert loss == wanted
+    np.testing.assert_array_equal(net.parameters.flat, by_hand.parameters.flat)
+
+
+def test_training_learns():
+    # One frequency, known phase law: the error must fall well below that of the prior mean.
+    task = fastperm.PowerSpectrum(k_max=1, k_fin=1, set_size=64)
+    net = fastperm.DeepSet(2, 24, 2, 1, seed=0)
+    history = fastperm.train(
+        net, task, steps=600, batch=64, every=600, progress=False, optimizer=fastperm.Adam(learning_rate=3e-3)
+    )
+    assert history["validation_loss"][-1] < 0.5 * task.prior_mean_error()[0]
+
+
+def test_history_is_returned_and_written(tmp_path):
+    history = run(make_net(), steps=25, checkpoint=tmp_path / "state.safetensors")
+    assert history["step"] == list(range(1, 26))
+    assert [s for s, v in zip(history["step"], history["validation_loss"], strict=True) if v == v] == [10, 20, 25]
+    with (tmp_path / "state.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["step"]) for r in rows] == history["step"]
+    assert [float(r["loss"]) for r in rows] == history["loss"]
+    assert [float(r["validation_loss"]) for r in rows if r["validation_loss"]] == [
+        v for v in history["validation_loss"] if v == v
+    ]
+
+
+def test_history_goes_where_it_is_told(tmp_path):
+    run(make_net(), steps=3, history=tmp_path / "deep" / "h.csv")
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["h.csv"]
+
+
+def test_own_validation_sets():
+    sets, targets = TASK.sample(5, 99)
+    net = make_net()
+    history = run(net, steps=4, validate=(sets, targets))
+    assert history["validation_loss"][-1] == pytest.approx(np.mean((net(sets) - targets) ** 2), rel=1e-5)
+    assert all(np.isnan(run(make_net(), steps=3, validate=None)["validation_loss"]))
+
+
+def test_batches_depend_on_the_seed():
+    losses = [run(make_net(), steps=3, seed=seed)["loss"] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_resume_is_bitwise(tmp_path, backend, dtype):
+    whole = make_net(backend=backend, dtype=dtype)
+    history = run(whole, steps=30)
+    path = tmp_path / "state.safetensors"
+    run(make_net(backend=backend, dtype=dtype), steps=13, checkpoint=path)
+    resumed = fastperm.DeepSet(2, 8, 2, 2, seed=77, backend=backend, dtype=dtype)  # other weights: the file decides
+    resumed_history = run(resumed, steps=30, checkpoint=path, resume=True)
+    np.testing.assert_array_equal(resumed.parameters.flat, whole.parameters.flat)
+    assert resumed_history["loss"] == history["loss"]
+    assert resumed_history["seconds"] == sorted(resumed_history["seconds"])
+
+
+def test_resume_without_a_checkpoint_starts_and_a_finished_run_stays(tmp_path):
+    path = tmp_path / "state.safetensors"
+    net = make_net()
+    first = run(net, steps=5, checkpoint=path, resume=True)
+    content = path.read_bytes()
+    again = run(make_net(), steps=5, checkpoint=path, resume=True)
+    assert again["loss"] == first["loss"]
+    assert path.read_bytes() == content
+
+
+SCRIPT = """
+import sys, fastperm
+class Slow(fastperm.PowerSpectrum):
+    def sample(self, batch, generator):
+        import time
+        time.sleep(0.02)
+        return super().sample(batch, generator)
+net = fastperm.DeepSet(2, 8, 2, 2, seed=0)
+print("started", flush=True)
+fastperm.train(net, Slow(k_max=2, k_fin=2, set_size=20), steps=60, batch=8, every=10, progress=False,
+               checkpoint=sys.argv[1], resume=True)
+net.save(sys.argv[2])
+"""
+
+
+def start(script, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(path, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if path.exists() and len(load_checkpoint(path)[2]["step"]) >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def test_resume_after_kill_9_is_bitwise(tmp_path):
+    path, model = tmp_path / "state.safetensors", tmp_path / "model.safetensors"
+    with start(SCRIPT, path, model) as process:
+        wait_for_step(path, 30)
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not model.exists()
+    assert 30 <= len(load_checkpoint(path)[2]["step"]) < 60
+    with start(SCRIPT, path, model) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    whole = make_net()
+    run(whole, steps=60)
+    np.testing.assert_array_equal(fastperm.load(model).parameters.flat, whole.parameters.flat)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "state.csv", "state.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a child alone")
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
+    path = tmp_path / "state.safetensors"
+    with start(SCRIPT, path, tmp_path / "model.safetensors") as process:
+        wait_for_step(path, 10)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert "KeyboardInterrupt: stopped after step" in errors
+    assert not (tmp_path / "model.safetensors").exists()
+    stopped_at = len(load_checkpoint(path)[2]["step"])
+    assert f"stopped after step {stopped_at}; the last checkpoint is {path}" in errors
+    resumed, whole = make_net(), make_net()
+    run(resumed, steps=60, checkpoint=path, resume=True)
+    run(whole, steps=60)
+    np.testing.assert_array_equal(resumed.parameters.flat, whole.parameters.flat)
+
+
+def test_ctrl_c_is_as_before_after_training_and_other_threads_may_train():
+    before = signal.getsignal(signal.SIGINT)
+    run(make_net(), steps=2)
+    assert signal.getsignal(signal.SIGINT) is before
+    losses = []
+    thread = threading.Thread(target=lambda: losses.extend(run(make_net(), steps=2)["loss"]))
+    thread.start()
+    thread.join()
+    assert len(losses) == 2
+
+
+class Spoilt:
+    """A task whose batch number 14 has a target that is not finite."""
+
+    def __init__(self):
+        self.drawn = 0
+
+    def sample(self, batch, generator):
+        sets, targets = TASK.sample(batch, generator)
+        self.drawn += 1
+        if self.drawn == 14:
+            targets[3, 1] = np.inf
+        return sets, targets
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stops_at_the_first_loss_that_is_not_finite(tmp_path, backend):
+    path = tmp_path / "state.safetensors"
+    net, good = make_net(backend=backend), make_net(backend=backend)
+    with pytest.raises(FloatingPointError, match=r"the loss is inf at step 14; the last checkpoint is .*state"):
+        run(net, Spoilt(), steps=30, checkpoint=path, validate=None)
+    run(good, steps=13, validate=None)
+    np.testing.assert_array_equal(net.parameters.flat, good.parameters.flat)  # the bad step was not taken
+    assert len(load_checkpoint(path)[2]["step"]) == 10
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    path = tmp_path / "state.safetensors"
+    # The optimiser overflows the parameters themselves; the loss would show it only at the next step.
+    with pytest.raises(FloatingPointError, match="a parameter is not finite after step 1; no checkpoint"):
+        run(make_net(), steps=10, every=1, checkpoint=path, optimizer=fastperm.Adam(learning_rate=1e39))
+    assert not path.exists()
+
+
+def test_an_existing_checkpoint_is_not_overwritten(tmp_path):
+    path = tmp_path / "state.safetensors"
+    run(make_net(), steps=2, checkpoint=path)
+    with pytest.raises(FileExistsError, match="resume=True goes on from it"):
+        run(make_net(), steps=2, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "message"),
+    [
+        (fastperm.DeepSet(2, 9, 2, 2), {}, r"its width is \[8, 8\], here it is \[9, 9\]"),
+        (make_net(dtype="float64"), {}, "its dtype is 'float32', here it is 'float64'"),
+        (make_net(), {"seed": 5}, "its seed is 0, here it is 5"),
+        (make_net(), {"task": fastperm.PowerSpectrum(k_max=3, k_fin=2)}, "its task is"),
+    ],
+    ids=["width", "dtype", "seed", "task"],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, net, options, message):
+    path = tmp_path / "state.safetensors"
+    run(make_net(), steps=2, checkpoint=path)
+    with pytest.raises(ValueError, match=message):
+        run(net, **{"task": TASK, "steps": 4, "checkpoint": path, "resume": True, **options})
+
+
+def test_progress_bar_shows_loss_and_speed(capsys):
+    fastperm.train(make_net(), TASK, steps=5, batch=8)
+    shown = capsys.readouterr().err
+    assert "5/5" in shown
+    assert "loss " in shown
+    assert "sets/s" in shown
