@@ -1,0 +1,101 @@
+"""The shape of the house: backends are twins, imports point down, and importing fastperm costs little."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import fastperm
+from fastperm import backend
+
+PACKAGE = Path(fastperm.__file__).parent
+KERNELS = Path(import_module("fastperm.kernels").__file__).parent
+TWINS = ("cpu",)
+
+# Floors of the house; an import may point to its own floor or further down.
+FLOORS = (
+    ("kernels",),
+    ("backend", "checks", "files", "parameters", "sets"),
+    ("layers", "losses", "adam"),
+    ("network", "training", "checkpoints"),
+    ("power_spectrum", "estimation", "figures"),
+    ("cli", "__main__"),
+)
+FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+
+
+def module_names(folder):
+    return {path.stem for path in folder.glob("*.py")} - {"__init__"}
+
+
+def imported_modules(path):
+    """Return the fastperm modules that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in found if name.startswith("fastperm.")}
+
+
+@pytest.mark.parametrize(
+    "path", [*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")], ids=lambda p: f"{p.parent.name}/{p.name}"
+)
+def test_imports_point_down(path):
+    if path == PACKAGE / "__init__.py":
+        return  # the front door: it names everything, and imports it on first use only
+    own = "kernels" if KERNELS in path.parents else path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert own in FLOOR, f"{path} stands on no floor"
+    for name in imported_modules(path) & FLOOR.keys():
+        if own == "network" and name == "checkpoints":
+            continue  # DeepSet.save is a door to the same floor
+        assert FLOOR[name] <= FLOOR[own], f"{path} imports fastperm.{name}, which stands above it"
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_backends_have_the_same_names_and_signatures(twin):
+    reference, other = backend.get("reference"), backend.get(twin)
+    assert sorted(reference.__all__) == sorted(other.__all__)
+    for name in set(reference.__all__) - {"xp"}:
+        wanted, found = inspect.signature(getattr(reference, name)), inspect.signature(getattr(other, name))
+        assert str(found) == str(wanted), name
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_every_reference_kernel_has_a_twin_a_test_and_the_same_file_name(twin):
+    kernels = module_names(KERNELS / "reference")
+    assert kernels <= module_names(KERNELS / twin)
+    tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    assert kernels <= tests
+
+
+def test_kernels_refuse_any_other_name():
+    script = f"import sys; sys.path.insert(0, {str(KERNELS.parent)!r}); import {KERNELS.name}"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/", check=False)
+    assert result.returncode == 1
+    assert "ImportError: this package is fastperm.kernels" in result.stderr
+
+
+def run_python(script):
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_import_loads_nothing_heavy():
+    script = "import sys, fastperm; print(sorted({n.split('.')[0] for n in sys.modules} & set(%r)))"
+    heavy = ["numba", "cupy", "scipy", "matplotlib", "torch", "jax", "safetensors", "click", "tqdm"]
+    assert run_python(script % heavy) == "[]"
+
+
+def test_every_public_name_is_there_and_listed():
+    for name in fastperm.__all__:
+        assert getattr(fastperm, name) is not None
+        assert name in dir(fastperm)
+    with pytest.raises(AttributeError, match="module 'fastperm' has no attribute 'DeepSets'"):
+        fastperm.DeepSets  # noqa: B018
