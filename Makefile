@@ -1,0 +1,49 @@
+# Every target sets itself up: a fresh clone needs Python (3.11 or newer), make, and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+
+.PHONY: help demo test check wheel-test rivals-test bench clean
+
+help:
+	@echo "make demo         train a small network on the power-spectrum task; see $(RUN)/"
+	@echo "make test         the tests"
+	@echo "make check        lint, format, types"
+	@echo "make wheel-test   build the wheel, install it elsewhere, run the tests against it"
+	@echo "make rivals-test  compare results with PyTorch and JAX (installs them, CPU builds)"
+	@echo "make bench        time a training step beside PyTorch and JAX; rewrites the table in README.md"
+	@echo "make clean        remove what the other targets made, but not runs/"
+
+# One stamp per set of extras: installed again when the metadata changes.
+$(VENV)/.made-%: pyproject.toml setup.cfg
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+demo: $(VENV)/.made-plot
+	rm -rf $(RUN)
+	$(BIN)/fastperm train --out $(RUN) --width 32 --depth 4 --batch 32 --steps 4000 --every 500 --seed 0
+	$(BIN)/fastperm predict $(RUN) examples/samples.csv
+
+test: $(VENV)/.made-test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.made-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The tests run in another folder, where the checkout cannot stand in for a package that the wheel forgot.
+wheel-test: $(VENV)/.made-check
+	rm -rf build dist $(VENV)-wheel
+	$(BIN)/python -m build --quiet
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet "$$(echo dist/fastperm-*.whl)[test]"
+	cd tests && ../$(VENV)-wheel/bin/pytest --import-mode=importlib -p no:cacheprovider -q
+
+rivals-test: $(VENV)/.made-test $(VENV)/.made-rivals
+	$(BIN)/python -m pytest -m rivals
+
+clean:
+	rm -rf $(VENV) $(VENV)-wheel build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
