@@ -1,0 +1,109 @@
+"""What the options of several commands have in common."""
+
+import contextlib
+
+import click
+
+# Written out here, so that `fastperm --help` need not import the library; a test compares.
+BACKENDS = ("auto", "reference", "cpu", "cuda")
+AGGREGATES = ("mean", "sum", "max")
+AMPLITUDES = ("exponential", "fixed", "lognormal")
+DTYPES = ("float32", "float64")
+
+NO_PICTURE = 'No picture: matplotlib is not installed; pip install "fastperm[plot]"'
+
+
+class Range(click.ParamType):
+    """A positive integer, or two of them with a colon between: ``512`` or ``64:512``."""
+
+    name = "range"
+
+    def get_metavar(self, param, ctx=None):
+        """Return what the help shows for the value."""
+        return "N|FIRST:LAST"
+
+    def convert(self, value, param, ctx):
+        """Return an int or a pair of them, or fail with a message."""
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = tuple(int(number) for number in value.split(":"))
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in (1, 2):
+            self.fail(f"expected a number such as 512 or a range such as 64:512, got {value!r}", param, ctx)
+        if numbers[0] < 1 or numbers[-1] < numbers[0]:
+            self.fail(f"expected 1 <= FIRST <= LAST, got {value!r}", param, ctx)
+        return numbers[0] if len(numbers) == 1 else numbers
+
+
+class Several(click.ParamType):
+    """Values of one type with commas between: a list."""
+
+    name = "list"
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def get_metavar(self, param, ctx=None):
+        """Return what the help shows for the value."""
+        one = self.kind.get_metavar(param, ctx) or "N"
+        return f"{one}[,...]"
+
+    def convert(self, value, param, ctx):
+        """Return a list of converted values, or fail with a message."""
+        if not isinstance(value, str):
+            return value
+        return [self.kind.convert(part.strip(), param, ctx) for part in value.split(",")]
+
+
+def backend_option(function):
+    """Add ``--backend``."""
+    return click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        help="Kernels that compute the network; auto takes the fastest that is available here.",
+    )(function)
+
+
+def threads_option(function):
+    """Add ``--threads``."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads to compute with.  [default: all cores, or FASTPERM_NUM_THREADS]",
+    )(function)
+
+
+def run_argument(function):
+    """Add the argument RUN."""
+    return click.argument("run", metavar="RUN", type=click.Path())(function)
+
+
+@contextlib.contextmanager
+def limited_threads(threads):
+    """Compute with so many threads within the block, BLAS included; None leaves everything as it is."""
+    if threads is None:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    from fastperm.kernels.cpu import workers
+
+    workers.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        workers.set_num_threads(None)
+
+
+@contextlib.contextmanager
+def usage_errors():
+    """Turn what the library says about an argument into an error about the options."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error)) from error

@@ -1,0 +1,150 @@
+"""A run on disk: a folder with the settings, the state of training, the model and pictures."""
+
+import json
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import fastperm
+from fastperm.files import replacing
+
+_FORMAT, _FORMAT_VERSION = "fastperm run", 1
+_PACKAGES = ("numpy", "scipy", "numba", "safetensors")
+
+
+class Run:
+    """The folder of a run and the names in it.
+
+    Parameters
+    ----------
+    folder : str or path-like
+        The folder, which need not be there.
+
+    Attributes
+    ----------
+    settings, checkpoint, history, model : pathlib.Path
+        ``run.json``, ``checkpoint.safetensors``, ``history.csv``, ``model.safetensors``.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.settings = self.folder / "run.json"
+        self.checkpoint = self.folder / "checkpoint.safetensors"
+        self.history = self.folder / "history.csv"
+        self.model = self.folder / "model.safetensors"
+
+    @classmethod
+    def open(cls, path):
+        """Return the finished run at ``path``, a run's folder or the model file in it.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not there, or a part of it is missing; the message says which.
+        """
+        path = Path(path)
+        run = cls(path.parent if path.name == "model.safetensors" else path)
+        if not run.folder.exists():
+            raise FileNotFoundError(f"there is no run at {run.folder}; `fastperm train --out {run.folder}` makes one")
+        if not run.folder.is_dir():
+            raise FileNotFoundError(f"{run.folder} is not a run: expected a folder that `fastperm train` wrote")
+        if not run.settings.exists():
+            raise FileNotFoundError(f"{run.folder} is not a run: {run.settings.name} is missing")
+        if not run.model.exists():
+            hint = f"; finish its training with `fastperm train --out {run.folder} --resume`"
+            raise FileNotFoundError(
+                f"{run.folder} has no {run.model.name}{hint if run.checkpoint.exists() else ' (was it moved away?)'}"
+            )
+        return run
+
+    def read(self):
+        """Return the settings that `write` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged or of another program.
+        """
+        try:
+            settings = json.loads(self.settings.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{self.settings} is damaged: {error}") from error
+        if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
+            raise ValueError(f"{self.settings} was not written by `fastperm train`")
+        if settings.get("format_version") != _FORMAT_VERSION:
+            version = settings.get("format_version")
+            raise ValueError(f"{self.settings} has format version {version}, this fastperm reads {_FORMAT_VERSION}")
+        if missing := [name for name in ("task", "network", "training") if not isinstance(settings.get(name), dict)]:
+            raise ValueError(f"{self.settings} is damaged: it has no {', '.join(missing)}")
+        return settings
+
+    def write(self, task, net, training, *, started=None):
+        """Write the settings.
+
+        Parameters
+        ----------
+        task : PowerSpectrum
+            The task.
+        net : DeepSet
+            The network.
+        training : dict
+            How it is trained; JSON-able.
+        started : str or None, default None
+            When the run began, if not now.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        settings = {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "started": started or now,
+            "written": now,
+            "task": task.config(),
+            "network": net.config(),
+            "training": training,
+            "backend": net.backend,
+            "versions": {
+                "fastperm": fastperm.__version__,
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in _PACKAGES},
+            },
+            "platform": platform.platform(),
+        }
+        with replacing(self.settings) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def load(self, backend):
+        """Return the task and the network.
+
+        Parameters
+        ----------
+        backend : str
+            Kernels for the network.
+
+        Returns
+        -------
+        task : PowerSpectrum
+        net : DeepSet
+
+        Raises
+        ------
+        ValueError
+            If a file is damaged or the two do not belong together.
+        """
+        settings = self.read()
+        try:
+            task = fastperm.PowerSpectrum.from_config(settings["task"], backend=task_backend(backend))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.settings} describes no task: {error}") from error
+        net = fastperm.load(self.model, backend)
+        if (net.in_features, net.out_features) != (task.in_features, task.out_features) or net.pool is None:
+            raise ValueError(
+                f"{self.model} and {self.settings} do not belong together: the network gives {net.out_features} "
+                f"numbers, the task has {task.out_features} frequencies"
+            )
+        return task, net
+
+
+def task_backend(backend):
+    """Return the backend that draws the functions beside a network on ``backend``."""
+    return backend if backend in ("cpu", "reference") else "auto"

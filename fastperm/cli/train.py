@@ -1,0 +1,250 @@
+"""``fastperm train``."""
+
+import shlex
+
+import click
+from click.core import ParameterSource
+
+from fastperm.cli.options import (
+    AGGREGATES,
+    AMPLITUDES,
+    DTYPES,
+    NO_PICTURE,
+    Range,
+    Several,
+    backend_option,
+    limited_threads,
+    threads_option,
+    usage_errors,
+)
+from fastperm.cli.tables import span
+
+_TASK = ("k_max", "k_fin", "set_size", "power_law", "amplitudes", "noise", "output")
+_NETWORK = ("width", "depth", "aggregate", "pool", "dtype")
+_TRAINING = ("steps", "batch", "learning_rate", "beta1", "beta2", "seed", "every", "validate")
+
+_DEPTH = 4
+_TEST_SETS = 1024
+
+# Frequencies of the three functions in the paper's Fig. 1.
+_EXAMPLES = (4, 32, 256)
+
+_positive = click.IntRange(min=1)
+
+
+@click.command()
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder of the run, such as runs/first.")
+@click.option(
+    "--k-max", type=_positive, metavar="N", default=4, help="Highest frequency in the functions, in cycles per 2 pi."
+)
+@click.option("--k-fin", type=Range(), default="4", help="Estimate the power at k = 1 ... N, or FIRST ... LAST.")
+@click.option("--set-size", type=Range(), default="512", help="Samples of each function; a range is drawn from.")
+@click.option(
+    "--power-law", type=float, metavar="A", default=2.0, help="The mean power at frequency k is k to the power -A."
+)
+@click.option(
+    "--amplitudes", type=click.Choice(AMPLITUDES), default="exponential", help="Law of the power around its mean."
+)
+@click.option(
+    "--noise",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    default=0.0,
+    help="Standard deviation of noise added to the samples.",
+)
+@click.option("--output", type=click.Choice(("log", "power")), default="log", help="Estimate log p_k, or p_k itself.")
+@click.option("--width", type=Several(_positive), default="64", help="Width of the layers; several: one for each.")
+@click.option("--depth", type=_positive, metavar="N", help="Layers.  [default: 4, or as many as there are widths]")
+@click.option(
+    "--aggregate", type=click.Choice(AGGREGATES), default="mean", help="What an element sees of its set, in each layer."
+)
+@click.option(
+    "--pool", type=click.Choice(AGGREGATES), default="mean", help="How elements become one vector per set at the end."
+)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Precision of the arithmetic.")
+@backend_option
+@click.option(
+    "--steps", type=_positive, metavar="N", default=2000, help="Last step, counted from the beginning of the run."
+)
+@click.option("--batch", type=_positive, metavar="N", default=256, help="Functions per step, fresh ones every time.")
+@click.option("--learning-rate", type=float, metavar="X", default=1e-3, help="Step length of Adam.")
+@click.option("--beta1", type=float, metavar="X", default=0.9, help="Adam's decay of the mean gradient.")
+@click.option("--beta2", type=float, metavar="X", default=0.999, help="Adam's decay of the mean squared gradient.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="What weights and functions are drawn from."
+)
+@click.option(
+    "--every", type=_positive, metavar="N", default=100, help="Steps between checkpoints, and between validations."
+)
+@click.option(
+    "--validate", type=click.IntRange(min=0), metavar="N", default=256, help="Functions to validate on; 0 for none."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder, to the same bits as in one go.")
+@click.option("--progress/--no-progress", default=None, help="Progress bar.  [default: on a terminal]")
+@threads_option
+@click.pass_context
+def train(ctx, out, resume, progress, threads, **options):
+    """Train a network to estimate spectra.
+
+    The network learns from random functions f(x), the sum over k of sqrt(p_k) cos(kx + phi_k), each known only by
+    its values at random positions. Everything goes into the folder --out: the settings (run.json), the state of
+    training (checkpoint.safetensors), the losses (history.csv), and at the end the network (model.safetensors)
+    and pictures.
+
+    Ctrl-C finishes the step and saves it. With --resume, options that are not given are those that the run was
+    started with; --steps, --learning-rate, --every and --validate may be given new values.
+    """
+    from fastperm.cli.runs import Run
+
+    run = Run(out)
+    given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    _check_folder(run, resume)
+    stored = run.read() if resume and run.settings.exists() else None
+    if stored:
+        options |= {name: value for name, value in _stored_options(stored).items() if name not in given}
+    with limited_threads(threads):
+        task, net, optimizer = _build(options)
+        if stored:
+            _check_same(run, stored, task, net, options)
+        training = {name: options[name] for name in _TRAINING}
+        started = stored.get("started") if stored else None
+        run.write(task, net, training, started=started)
+        history = _train(run, task, net, optimizer, training, progress)
+        if (taken := len(history["step"])) > training["steps"]:
+            click.echo(f"The run had {taken:,} steps behind it already; steps are counted from its beginning.")
+            run.write(task, net, {**training, "steps": taken}, started=started)
+        _finish(run, task, net, history, training["seed"])
+
+
+def _check_folder(run, resume):
+    there = [path for path in (run.checkpoint, run.model) if path.exists()]
+    if there and not resume:
+        raise FileExistsError(f"{there[0]} is there already: go on with --resume, or choose another --out")
+    if there == [run.model]:
+        raise FileNotFoundError(f"{run.folder} has a model but no {run.checkpoint.name} to go on from")
+
+
+def _stored_options(stored):
+    """Return the settings of a run as the options that make them."""
+    options = {**stored["task"], **stored["network"], **stored["training"], "backend": stored.get("backend", "auto")}
+    if len(set(options.get("width", ()))) == 1:
+        options["width"] = options["width"][:1]
+    return {name: options[name] for name in (*_TASK, *_NETWORK, *_TRAINING, "backend") if name in options}
+
+
+def _build(options):
+    import fastperm
+    from fastperm.cli.runs import task_backend
+
+    width, depth = options["width"], options["depth"]
+    if len(width) == 1:
+        width, depth = width[0], depth or _DEPTH
+    with usage_errors():
+        task = fastperm.PowerSpectrum(
+            **{name: options[name] for name in _TASK}, dtype=options["dtype"], backend=task_backend(options["backend"])
+        )
+        net = fastperm.DeepSet(
+            *(task.in_features, width, depth or len(width), task.out_features),
+            **{name: options[name] for name in ("aggregate", "pool", "dtype", "backend", "seed")},
+        )
+        optimizer = fastperm.Adam(*(options[name] for name in ("learning_rate", "beta1", "beta2")))
+    return task, net, optimizer
+
+
+def _check_same(run, stored, task, net, options):
+    """Refuse options that would make another run of this one."""
+    kept = ("batch", "seed", "beta1", "beta2")
+    before = {**stored["network"], **stored["task"], **{name: stored["training"].get(name) for name in kept}}
+    now = {"depth": net.depth, **net.config(), **task.config(), **{name: options[name] for name in kept}}
+    for name, value in now.items():
+        if before.get(name) != value:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{run.folder} was started with {option} {_shown(name, before.get(name))}, which cannot become "
+                f"{_shown(name, value)}: leave {option} out, or choose another --out"
+            )
+
+
+def _shown(name, value):
+    return ",".join(map(str, value)) if name == "width" and isinstance(value, list) else span(value)
+
+
+def _train(run, task, net, optimizer, training, progress):
+    import sys
+
+    import numpy as np
+
+    import fastperm
+
+    click.echo(f"{net!r}, {net.n_parameters:,} parameters")
+    click.echo(f"{task!r}")
+    click.echo(f"{training['steps']:,} steps of {training['batch']:,} functions, into {run.folder}")
+    try:
+        with np.errstate(all="ignore"):  # a loss that is not finite is reported with its step
+            return fastperm.train(
+                *(net, task),
+                **{name: training[name] for name in ("steps", "batch", "seed", "every")},
+                optimizer=optimizer,
+                checkpoint=run.checkpoint,
+                history=run.history,
+                resume=True,
+                progress=sys.stderr.isatty() if progress is None else progress,
+                validate=training["validate"] or None,
+            )
+    except KeyboardInterrupt as stop:
+        what = str(stop) or "interrupted"
+        command = f"fastperm train --out {shlex.quote(str(run.folder))} --resume"
+        raise KeyboardInterrupt(f"{what[0].upper()}{what[1:]}.\nGo on with: {command}") from None
+
+
+def _finish(run, task, net, history, seed):
+    """Save the network, say how good it is, and draw pictures."""
+    from fastperm.cli.evaluate import print_by_frequency
+    from fastperm.estimation import evaluate
+
+    taken = len(history["step"])
+    click.echo(
+        f"Trained for {taken:,} steps in {history['seconds'][-1]:.1f} s; the last loss is {history['loss'][-1]:.4f}"
+    )
+    net.save(run.model)
+    evaluation = evaluate(net, task, sets=_TEST_SETS, seed=seed)
+    click.echo()
+    print_by_frequency(task, evaluation)
+    click.echo()
+    names = [run.settings.name, run.checkpoint.name, run.history.name, run.model.name]
+    click.echo(f"Wrote {run.folder}: {', '.join(names + _draw(run, task, history, evaluation, seed))}")
+
+
+def _draw(run, task, history, evaluation, seed):
+    """Draw the pictures of a finished run and return their names."""
+    from fastperm import figures
+
+    if not figures.available():
+        click.echo(NO_PICTURE, err=True)
+        return []
+    names = ["learning_curve.png", "spectra.png", "samples.png"]
+    curve, spectra, samples = (run.folder / name for name in names)
+    target = "log $p_k$" if task.output == "log" else "$p_k$"
+    prior = task.prior_mean_error()
+    figures.learning_curve(curve, history, prior_error=prior.mean(), target=target)
+    truths, estimates = evaluation
+    figures.spectra(spectra, task.frequencies, truths, estimates, evaluation.mean, prior, target=target)
+    figures.samples(samples, _example_functions(task, seed))
+    return names
+
+
+def _example_functions(task, seed):
+    """Return a function of the task's law for each of three k_max, on a grid and where it is sampled."""
+    import numpy as np
+
+    import fastperm
+    from fastperm.power_spectrum import evaluate_series
+
+    functions = []
+    for k_max in _EXAMPLES:
+        example = fastperm.PowerSpectrum.from_config({**task.config(), "k_max": k_max, "k_fin": 1})
+        grid = np.linspace(0, 2 * np.pi, 16 * k_max + 256)
+        sets, _ = example.sample(1, seed)
+        title = f"$k_{{\\mathrm{{max}}}}$ = {k_max}"
+        functions.append((title, grid, evaluate_series(grid, example.draw(1, seed)[0]), *sets.values.T))
+    return functions

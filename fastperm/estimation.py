@@ -1,0 +1,126 @@
+"""What a trained network is asked for: the spectrum of some samples, and how far off it is on fresh ones."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastperm.checks import check_integer
+from fastperm.sets import Sets
+
+# Training draws from the streams 0 and 1 of its seed: test sets are fresh even under the same seed.
+_TEST = 2
+
+# Elements that go through the network at once.
+_ELEMENTS = 1 << 17
+
+
+class Evaluation(NamedTuple):
+    """Targets and estimates on S fresh sets at K frequencies, both (S, K), and the errors they make."""
+
+    truths: np.ndarray
+    estimates: np.ndarray
+
+    @property
+    def squared_errors(self):
+        """(estimate − truth)²: (S, K)."""
+        return (self.estimates - self.truths) ** 2
+
+    @property
+    def mean(self):
+        """Mean squared error at each frequency: (K,)."""
+        return self.squared_errors.mean(axis=0)
+
+    @property
+    def standard_error(self):
+        """Standard error of `mean`: (K,); NaN for a single set."""
+        return _standard_error(self.squared_errors)
+
+    @property
+    def overall(self):
+        """Mean squared error over all frequencies, and its standard error: the frequencies of a set go together."""
+        per_set = self.squared_errors.mean(axis=1)
+        return float(per_set.mean()), float(_standard_error(per_set))
+
+
+def evaluate(net, task, *, sets=1024, seed=0):
+    """Compare a network with the truth on fresh sets of a task.
+
+    Set s is drawn from a generator that depends on ``seed`` and s only. It is the same function whatever the set size
+    (see `PowerSpectrum.sample`), so that set sizes are compared on the same functions.
+
+    Parameters
+    ----------
+    net : DeepSet
+        A network with pooling.
+    task : PowerSpectrum
+        Where the sets come from.
+    sets : int, default 1024
+        How many.
+    seed : int, default 0
+        What they are drawn from.
+
+    Returns
+    -------
+    Evaluation
+        Truths and estimates in float64, in units of the task's targets. Memory grows with them, not with the sets.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or the task and the network do not fit.
+    """
+    sets = check_integer(sets, "sets", minimum=1)
+    seed = check_integer(seed, "seed", minimum=0)
+    truths = np.empty((sets, task.out_features))
+    estimates = np.empty_like(truths)
+    waiting: list[Sets] = []
+    for s in range(sets):
+        generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_TEST, s)))
+        drawn, target = task.sample(1, generator)
+        truths[s] = target[0]
+        waiting.append(drawn)
+        if sum(batch.n_elements for batch in waiting) >= _ELEMENTS or s == sets - 1:
+            estimates[s + 1 - len(waiting) : s + 1] = net(Sets.concatenate(waiting))
+            waiting = []
+    return Evaluation(truths, estimates)
+
+
+def estimate_log_powers(net, task, x, y):
+    """Estimate log p_k from samples of one function.
+
+    Parameters
+    ----------
+    net : DeepSet
+        A network trained on ``task``.
+    task : PowerSpectrum
+        What the network's outputs mean.
+    x : array_like, shape (n,)
+        Positions in radians; taken modulo 2π.
+    y : array_like, shape (n,)
+        Samples of the function there.
+
+    Returns
+    -------
+    ndarray of float64, shape (task.out_features,)
+        Estimate of log p_k (natural logarithm) in the order of ``task.frequencies``; the same bits in whatever order
+        the samples are listed. NaN where a network that was trained on p_k itself estimates no positive power.
+    """
+    x, y = wrap(x), np.asarray(y, np.float64)
+    # Sums in float32 depend on the order of their terms in the last digits: bring the samples into one.
+    order = np.lexsort((y, x))
+    estimates = net(np.stack([x[order], y[order]], axis=1)[None])[0].astype(np.float64)
+    if task.output == "power":
+        return np.log(estimates, out=np.full_like(estimates, np.nan), where=estimates > 0)
+    return estimates
+
+
+def wrap(x):
+    """Return positions in radians brought into [0, 2π)."""
+    x = np.asarray(x, np.float64) % (2 * np.pi)
+    return np.where(x < 2 * np.pi, x, 0.0)  # the remainder of a tiny negative number is rounded to 2π
+
+
+def _standard_error(values):
+    if len(values) < 2:
+        return np.full(values.shape[1:], np.nan)
+    return values.std(axis=0, ddof=1) / np.sqrt(len(values))
