@@ -24,7 +24,7 @@ $(VENV)/.made-%: pyproject.toml setup.cfg
 demo: $(VENV)/.made-plot
 	rm -rf $(RUN)
 	$(BIN)/fastperm train --out $(RUN) --width 32 --depth 4 --batch 32 --steps 4000 --every 500 --seed 0
-	$(BIN)/fastperm predict $(RUN) examples/samples.csv
+	$(BIN)/fastperm predict $(RUN) examples/samples.csv --out $(RUN)/samples-spectrum
 
 test: $(VENV)/.made-test
 	$(BIN)/python -m pytest

@@ -85,7 +85,8 @@ def train(
     task : object with ``sample(batch, generator) -> (sets, targets)``
         Where fresh batches come from, such as `PowerSpectrum`.
     steps : int
-        Number of the last step, counted from the beginning of the run, resumed or not.
+        Number of the last step, counted from the beginning of the run, resumed or not; a checkpoint that is there
+        already is returned as it is.
     batch : int, default=256
         Sets per step.
     seed : int, default=0
