@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from fastperm.kernels.cpu.compiling import jit
-from fastperm.kernels.cpu.product import pointer, product, product_accumulate
+from fastperm.kernels.cpu.product import product, product_accumulate
 from fastperm.kernels.cpu.workers import CHUNKS, run
 
 
@@ -47,23 +47,16 @@ def _row_chunks(rows):
 
 @jit
 def _forward(first, last, x, W, b, y):
-    K_in, K_out = W.shape
-    one = np.ones(1, x.dtype)
-    product(
-        pointer(x, first * K_in), K_in, 1, W, b,
-        pointer(one, 0), 0, pointer(y, first * K_out), last - first, x.dtype.type(-np.inf),
-    )  # fmt: skip
+    one, nowhere = np.ones(1, x.dtype), np.empty(b.size)
+    product(x[first:last], W, b, one, y[first:last], x.dtype.type(-np.inf), nowhere, one)
 
 
 @jit
 def _backward(first, last, dy, x, W_T, dx, dW, db):
     K_out, K_in = W_T.shape
-    one, nothing = np.ones(1, x.dtype), np.zeros(K_in, x.dtype)
+    one, nothing, nowhere = np.ones(1, x.dtype), np.zeros(K_in, x.dtype), np.empty(K_in)
     for r in range(first, last):
         for k in range(K_out):
             db[k] += dy[r, k]
-    product_accumulate(pointer(x, first * K_in), 1, K_in, pointer(dy, first * K_out), dW, last - first)
-    product(
-        pointer(dy, first * K_out), K_out, 1, W_T, nothing,
-        pointer(one, 0), 0, pointer(dx, first * K_in), last - first, x.dtype.type(-np.inf),
-    )  # fmt: skip
+    product_accumulate(x[first:last], dy[first:last], dW)
+    product(dy[first:last], W_T, nothing, one, dx[first:last], x.dtype.type(-np.inf), nowhere, one)
