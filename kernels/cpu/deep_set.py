@@ -29,7 +29,7 @@ from fastperm.kernels.cpu.pooling import (
     total_weight,
     weights_or_empty,
 )
-from fastperm.kernels.cpu.product import product, product_accumulate, product_masked
+from fastperm.kernels.cpu.product import product, product_accumulate, product_masked, tiles
 from fastperm.kernels.cpu.workers import chunk_bounds, for_each_chunk, run
 
 NO_POOL = -1
@@ -48,7 +48,7 @@ def deep_set_forward(
 ):
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool])
     weights = weights_or_empty(weights, x.dtype)
-    for_each_chunk(_forward, offsets, x, offsets, weights, parameters, np.array(widths), *how, y)
+    for_each_chunk(_forward, offsets, tiles(x.dtype), x, offsets, weights, parameters, np.array(widths), *how, y)
 
 
 def deep_set_step(
@@ -72,7 +72,7 @@ def deep_set_step(
     parts, tasks = [], []
     for first_set, last_set in pairwise(chunk_bounds(offsets)):
         parts.append(np.zeros_like(parameters))
-        inputs = (x, offsets, weights, targets, parameters, transposed, widths)
+        inputs = (tiles(x.dtype), x, offsets, weights, targets, parameters, transposed, widths)
         tasks.append(partial(_step, first_set, last_set, *inputs, *how, parts[-1], losses))
     run(tasks)
     for part in parts:
@@ -148,7 +148,7 @@ def _pool_totals(y, w, pool, weight, totals, p):
 
 
 @jit
-def _set_forward(x, w, parameters, starts, widths, aggregate, pool, hidden, pooled, c, totals):
+def _set_forward(tiles, x, w, parameters, starts, widths, aggregate, pool, hidden, pooled, c, totals):
     """Take one set forward and return h_D: ``pooled[i]`` gets what layer i, or the head, sees of the set."""
     depth = widths.size - 2
     n = len(x)
@@ -164,7 +164,7 @@ def _set_forward(x, w, parameters, starts, widths, aggregate, pool, hidden, pool
         place += n * K_out
         totals[:K_out] = 0
         set_forward(
-            h, pooled[i, :K_in], W_self, W_pool, b, x.dtype.type(0), one if w.size == 0 else w, c[:K_out], y,
+            tiles, h, pooled[i, :K_in], W_self, W_pool, b, x.dtype.type(0), one if w.size == 0 else w, c[:K_out], y,
             totals[:K_out],
         )  # fmt: skip
         how = aggregate if i < depth - 1 else pool
@@ -175,14 +175,14 @@ def _set_forward(x, w, parameters, starts, widths, aggregate, pool, hidden, pool
 
 
 @jit
-def _set_head(h, p, W, b, pool, y):
+def _set_head(tiles, h, p, W, b, pool, y):
     """Write the prediction y (1, K_fin) from p (K,), or (n, K_fin) from h (n, K) without pooling."""
     one, nowhere = np.ones(1, h.dtype), np.empty(b.size)
     no_floor = h.dtype.type(-np.inf)
     if pool == NO_POOL:
-        product(h, W, b, one, y, no_floor, nowhere, one)
+        product(tiles, h, W, b, one, y, no_floor, nowhere, one)
     else:
-        product(p, W, b, one, y, no_floor, nowhere, one)
+        product(tiles, p, W, b, one, y, no_floor, nowhere, one)
 
 
 @jit
@@ -192,7 +192,7 @@ def _answer(y, s, first, last, pool):
 
 
 @jit
-def _forward(first_set, last_set, x, offsets, weights, parameters, widths, aggregate, pool, y):
+def _forward(first_set, last_set, tiles, x, offsets, weights, parameters, widths, aggregate, pool, y):
     starts, depth = _layer_starts(widths), widths.size - 2
     widest = widths.max()
     hidden = np.empty(_longest(offsets, first_set, last_set) * widths[1:-1].sum(), x.dtype)
@@ -202,14 +202,17 @@ def _forward(first_set, last_set, x, offsets, weights, parameters, widths, aggre
     for s in range(first_set, last_set):
         first, last = offsets[s], offsets[s + 1]
         w = _own_weights(weights, first, last)
-        h = _set_forward(x[first:last], w, parameters, starts, widths, aggregate, pool, hidden, pooled, c, totals)
-        _set_head(h, pooled[depth, : len(W)], W, b, pool, _answer(y, s, first, last, pool))
+        h = _set_forward(
+            tiles, x[first:last], w, parameters, starts, widths, aggregate, pool, hidden, pooled, c, totals
+        )
+        _set_head(tiles, h, pooled[depth, : len(W)], W, b, pool, _answer(y, s, first, last, pool))
 
 
 @jit
 def _step(
     first_set,
     last_set,
+    tiles,
     x,
     offsets,
     weights,
@@ -242,9 +245,11 @@ def _step(
         first, last = offsets[s], offsets[s + 1]
         n = last - first
         w = _own_weights(weights, first, last)
-        h = _set_forward(x[first:last], w, parameters, starts, widths, aggregate, pool, hidden, pooled, c, totals)
+        h = _set_forward(
+            tiles, x[first:last], w, parameters, starts, widths, aggregate, pool, hidden, pooled, c, totals
+        )
         own = 1 if pool != NO_POOL else n
-        _set_head(h, pooled[depth, : len(W)], W, b, pool, y[:own])
+        _set_head(tiles, h, pooled[depth, : len(W)], W, b, pool, y[:own])
         losses[s] = squared_error(y[:own], _answer(targets, s, first, last, pool), factor, dy[:own])
 
         for r in range(own):
@@ -253,11 +258,11 @@ def _step(
         totals[:K_last] = 0
         dm[:K_last] = 0
         if pool == NO_POOL:
-            product_accumulate(h, dy, dW)
-            product_masked(dy[:own], W_T, dm[:K_last], one, h, totals[:K_last])
+            product_accumulate(tiles, h, dy, dW)
+            product_masked(tiles, dy[:own], W_T, dm[:K_last], one, h, totals[:K_last])
         else:
-            product_accumulate(pooled[depth, :K_last], dy, dW)
-            set_pooled_gradient(dy[0], W_T, dm[:K_last])
+            product_accumulate(tiles, pooled[depth, :K_last], dy, dW)
+            set_pooled_gradient(tiles, dy[0], W_T, dm[:K_last])
             mean_scales(w, 0, n, pool, scales)
             _unpool(h, w, pooled[depth, :K_last], dm[:K_last], pool, scales, totals[:K_last])
 
@@ -272,16 +277,16 @@ def _step(
             for k in range(K_out):
                 G[k] = totals[k]
             dW_self, dW_pool, db_layer = _layer(gradients, starts[i], K_in, K_out)
-            set_parameter_gradients(g, G[:K_out], below, pooled[i, :K_in], dW_self, dW_pool, db_layer)
+            set_parameter_gradients(tiles, g, G[:K_out], below, pooled[i, :K_in], dW_self, dW_pool, db_layer)
             if i == 0:
                 break
             W_self_T, W_pool_T, _ = _layer(transposed, starts[i], K_out, K_in)
-            set_pooled_gradient(G[:K_out], W_pool_T, dm[:K_in])
+            set_pooled_gradient(tiles, G[:K_out], W_pool_T, dm[:K_in])
             totals[:K_in] = 0
             if aggregate == MAX:
-                _masked_maximum(g, below, w, W_self_T, pooled[i, :K_in], dm[:K_in], spare, totals[:K_in])
+                _masked_maximum(tiles, g, below, w, W_self_T, pooled[i, :K_in], dm[:K_in], spare, totals[:K_in])
             else:
-                product_masked(g, W_self_T, dm[:K_in], scales[:n], below, totals[:K_in])
+                product_masked(tiles, g, W_self_T, dm[:K_in], scales[:n], below, totals[:K_in])
 
 
 @jit
@@ -306,12 +311,12 @@ def _unpool(h, w, p, dp, pool, scales, totals):
 
 
 @jit
-def _masked_maximum(g, below, w, W_self_T, m, dm, spare, totals):
+def _masked_maximum(tiles, g, below, w, W_self_T, m, dm, spare, totals):
     """Do what `product_masked` does where the set was pooled by its maximum: its ties are read before h goes."""
     n, K_in = below.shape
     one, start, nowhere = np.ones(1, g.dtype), np.zeros_like(dm), np.empty(dm.size)
     dh = spare[: n * K_in].reshape(n, K_in)
-    product(g, W_self_T, start, one, dh, g.dtype.type(-np.inf), nowhere, one)
+    product(tiles, g, W_self_T, start, one, dh, g.dtype.type(-np.inf), nowhere, one)
     add_ties_gradient(dm, below, m, w, 0, n, dh)
     _take_masked(dh, below, totals)
 

@@ -21,7 +21,7 @@ from fastperm.kernels.cpu.pooling import (
     total_weight,
     weights_or_empty,
 )
-from fastperm.kernels.cpu.product import product, product_accumulate
+from fastperm.kernels.cpu.product import product, product_accumulate, tiles
 from fastperm.kernels.cpu.workers import chunk_bounds, for_each_chunk, run
 
 FLOORS = {"relu": 0.0, "identity": -np.inf}
@@ -42,7 +42,9 @@ def equivariant_forward(
 ):
     weights = weights_or_empty(weights, x.dtype)
     floor = x.dtype.type(FLOORS[activation])
-    for_each_chunk(_forward, offsets, x, offsets, weights, W_self, W_pool, b, CODES[aggregate], floor, y, m)
+    for_each_chunk(
+        _forward, offsets, tiles(x.dtype), x, offsets, weights, W_self, W_pool, b, CODES[aggregate], floor, y, m
+    )
 
 
 def equivariant_backward(
@@ -71,7 +73,7 @@ def equivariant_backward(
     for first_set, last_set in pairwise(chunk_bounds(offsets)):
         own = (np.zeros_like(dW_self), np.zeros_like(dW_pool), np.zeros_like(db))
         gradients.append(own)
-        inputs = (dy, x, y, m, offsets, weights, W_self_T, W_pool_T, code, relu)
+        inputs = (tiles(x.dtype), dy, x, y, m, offsets, weights, W_self_T, W_pool_T, code, relu)
         tasks.append(partial(_backward, first_set, last_set, *inputs, dx, *own))
     run(tasks)
     for total, *parts in zip((dW_self, dW_pool, db), *gradients, strict=True):
@@ -80,30 +82,30 @@ def equivariant_backward(
 
 
 @jit
-def set_forward(x, m, W_self, W_pool, b, floor, w, c, y, totals):
+def set_forward(tiles, x, m, W_self, W_pool, b, floor, w, c, y, totals):
     """Compute y (n, K_out) of one set from x (n, K_in) and its pooled m (K_in,), and add Σ w_n y_n to totals (K_out,).
 
     ``w`` has one weight, or one per row; ``c`` (K_out,) is workspace.
     """
     one, nowhere = np.ones(1, x.dtype), np.empty(c.size)
-    product(m, W_pool, b, one, c, x.dtype.type(-np.inf), nowhere, one)
-    product(x, W_self, c, one, y, floor, totals, w)
+    product(tiles, m, W_pool, b, one, c, x.dtype.type(-np.inf), nowhere, one)
+    product(tiles, x, W_self, c, one, y, floor, totals, w)
 
 
 @jit
-def set_parameter_gradients(g, G, x, m, dW_self, dW_pool, db):
+def set_parameter_gradients(tiles, g, G, x, m, dW_self, dW_pool, db):
     """Add what one set sends to the parameters: g (n, K_out), its sum G (K_out,), x (n, K_in), m (K_in,)."""
     for k in range(G.size):
         db[k] += G[k]
-    product_accumulate(m, G, dW_pool)
-    product_accumulate(x, g, dW_self)
+    product_accumulate(tiles, m, G, dW_pool)
+    product_accumulate(tiles, x, g, dW_self)
 
 
 @jit
-def set_pooled_gradient(G, W_pool_T, dm):
+def set_pooled_gradient(tiles, G, W_pool_T, dm):
     """Write dm = G W_poolᵀ (K_in,)."""
     one, start, nowhere = np.ones(1, dm.dtype), np.zeros_like(dm), np.empty(dm.size)
-    product(G, W_pool_T, start, one, dm, dm.dtype.type(-np.inf), nowhere, one)
+    product(tiles, G, W_pool_T, start, one, dm, dm.dtype.type(-np.inf), nowhere, one)
 
 
 @jit
@@ -115,18 +117,34 @@ def mean_scales(weights, first, last, pool, scales):
 
 
 @jit
-def _forward(first_set, last_set, x, offsets, weights, W_self, W_pool, b, aggregate, floor, y, m):
+def _forward(first_set, last_set, tiles, x, offsets, weights, W_self, W_pool, b, aggregate, floor, y, m):
     c = np.empty(b.size, x.dtype)
     nowhere, one = np.empty(b.size), np.ones(1, x.dtype)
     for s in range(first_set, last_set):
         first, last = offsets[s], offsets[s + 1]
         pool_set(x, weights, first, last, aggregate, m[s])
-        set_forward(x[first:last], m[s], W_self, W_pool, b, floor, one, c, y[first:last], nowhere)
+        set_forward(tiles, x[first:last], m[s], W_self, W_pool, b, floor, one, c, y[first:last], nowhere)
 
 
 @jit
 def _backward(
-    first_set, last_set, dy, x, y, m, offsets, weights, W_self_T, W_pool_T, aggregate, relu, dx, dW_self, dW_pool, db
+    first_set,
+    last_set,
+    tiles,
+    dy,
+    x,
+    y,
+    m,
+    offsets,
+    weights,
+    W_self_T,
+    W_pool_T,
+    aggregate,
+    relu,
+    dx,
+    dW_self,
+    dW_pool,
+    db,
 ):
     K_out, K_in = W_self_T.shape
     longest = 0
@@ -144,11 +162,11 @@ def _backward(
             for k in range(K_out):
                 g[n, k] = dy[first + n, k] if not relu or y[first + n, k] > 0 else 0
         pool_set(g, no_weights, 0, count, SUM, G)
-        set_parameter_gradients(g[:count], G, x[first:last], m[s], dW_self, dW_pool, db)
+        set_parameter_gradients(tiles, g[:count], G, x[first:last], m[s], dW_self, dW_pool, db)
         if dx.size == 0:
             continue
-        set_pooled_gradient(G, W_pool_T, dm)
+        set_pooled_gradient(tiles, G, W_pool_T, dm)
         mean_scales(weights, first, last, aggregate, scales)
-        product(g[:count], W_self_T, dm, scales[:count], dx[first:last], no_floor, nowhere, one)
+        product(tiles, g[:count], W_self_T, dm, scales[:count], dx[first:last], no_floor, nowhere, one)
         if aggregate == MAX:
             add_ties_gradient(dm, x, m[s], weights, first, last, dx)
