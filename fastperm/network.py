@@ -7,6 +7,7 @@ import numpy as np
 from fastperm import backend as backends
 from fastperm.checks import check_choice, check_dtype, check_integer
 from fastperm.layers import Dense, Equivariant, Pooling, PoolingSaved, initialise
+from fastperm.losses import as_targets
 from fastperm.parameters import Parameters
 from fastperm.sets import Sets, as_sets
 
@@ -166,12 +167,9 @@ class DeepSet:
             If the sets are malformed or of another width; the message names the set.
         """
         sets = self.as_sets(sets)
-        x = sets.values
-        for layer in self.layers:
-            x, _ = layer.forward(x, sets)
-        if self.pooling is not None:
-            x, _ = self.pooling.forward(x, sets)
-        return self.head.forward(x)[0]
+        y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
+        self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y)
+        return y
 
     def forward(self, sets):
         """Return the predictions and what `backward` needs.
@@ -197,6 +195,31 @@ class DeepSet:
             x, pooling = self.pooling.forward(x, sets)
         y, head = self.head.forward(x)
         return y, Saved(sets, tuple(kept), pooling, head)
+
+    def loss_and_gradients(self, sets, targets):
+        """Return the mean squared error, and make `gradients` those of this batch: one pass, nothing saved.
+
+        Parameters
+        ----------
+        sets : Sets or array-like
+            As in `__call__`.
+        targets : array-like of the shape of the prediction
+            What the network should predict.
+
+        Returns
+        -------
+        float
+            Mean over all predicted numbers, summed in float64.
+
+        Raises
+        ------
+        ValueError
+            If sets or targets have the wrong shape.
+        """
+        sets = self.as_sets(sets)
+        targets = as_targets(targets, self.prediction_shape(sets), self.dtype)
+        self.zero_gradients()
+        return self.kernels.deep_set_step(*self._batch(sets), targets, *self._whole(), gradients=self.gradients.flat)
 
     def backward(self, dy, saved, *, inputs=True):
         """Add the gradients of the parameters to `gradients` and return that of the input.
@@ -258,6 +281,14 @@ class DeepSet:
 
     def __reduce__(self):
         return _rebuild, (self.config(), self.backend, dict(self.parameters))
+
+    def _batch(self, sets):
+        return sets.values, sets.offsets, sets.weights
+
+    def _whole(self):
+        """Return the network as the kernels of whole networks take it."""
+        widths = (self.in_features, *self.widths, self.out_features)
+        return self.parameters.flat, widths, self.aggregate, self.pool
 
     def _part(self, prefix) -> tuple[dict, dict]:
         """Return the parameters and the gradients whose names begin with ``prefix``, without it."""

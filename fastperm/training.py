@@ -48,12 +48,9 @@ def train_step(net, sets, targets, optimizer):
     ValueError
         If sets or targets have the wrong shape.
     """
-    y, saved = net.forward(sets)
-    loss, dy = mean_squared_error(y, targets, net.kernels)
+    loss = net.loss_and_gradients(sets, targets)
     if not np.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss}")
-    net.zero_gradients()
-    net.backward(dy, saved, inputs=False)
     optimizer.step(net.parameters, net.gradients)
     return loss
 

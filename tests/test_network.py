@@ -69,7 +69,7 @@ def test_whole_network_matches_autograd(backend, config, kind):
     y, saved = net.forward(sets)
     dx = net.backward(dy, saved)
     assert error(y, wanted) <= 1e-12
-    np.testing.assert_array_equal(net(sets), y)
+    assert error(net(sets), y) <= 1e-13  # the whole-network kernel: the same sums in another order
     assert error(dx, dx_wanted) <= 1e-12
     for name, gradient in net.gradients.items():
         assert error(gradient, wanted_gradients[name]) <= 1e-12, name

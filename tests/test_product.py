@@ -1,25 +1,19 @@
-"""The register tile, at the edges of every tile: rows, columns, vectors, strides; checked against longdouble sums."""
+"""The products at the edges of every tile: rows, columns, vectors, blocks; checked against longdouble sums."""
 
 import numpy as np
 import pytest
 from cases import error, poisoned
 
-from fastperm.kernels.cpu.compiling import jit
-from fastperm.kernels.cpu.product import ROWS_1, VECTOR_BYTES, pointer, product, product_accumulate
+from fastperm.kernels.cpu.product import (
+    ROW_BLOCK,
+    product,
+    product_accumulate,
+    product_masked,
+    tiles,
+)
+from fastperm.kernels.cpu.register_tile import ROWS, VECTOR_BYTES
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-14}
-
-
-@jit
-def run_product(a, B, c, scales, out, floor):
-    n, steps = a.shape
-    stride = 0 if scales.size == 1 else 1
-    product(pointer(a, 0), steps, 1, B, c, pointer(scales, 0), stride, pointer(out, 0), n, floor)
-
-
-@jit
-def run_accumulate(x, g, out):
-    product_accumulate(pointer(x, 0), 1, x.shape[1], pointer(g, 0), out, x.shape[0])
 
 
 def lanes(dtype):
@@ -27,7 +21,7 @@ def lanes(dtype):
 
 
 @pytest.mark.parametrize("floor", [0.0, -np.inf])
-@pytest.mark.parametrize("n", [1, 3, 4, 5, ROWS_1 - 1, ROWS_1, 2 * ROWS_1 + 7])
+@pytest.mark.parametrize("n", [1, 3, 4, 5, ROWS[1] - 1, ROWS[1], 2 * ROWS[1] + 7, ROW_BLOCK + 3])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_every_width_up_to_six_vectors(dtype, n, floor):
     generator = np.random.default_rng(n)
@@ -39,14 +33,23 @@ def test_every_width_up_to_six_vectors(dtype, n, floor):
         )
         c = generator.standard_normal(columns).astype(dtype)
         for scales in (np.ones(1, dtype), generator.uniform(0, 2, n).astype(dtype)):
-            guard = poisoned((n + 2, columns), dtype)
-            run_product(a, B, c, scales, guard[1:-1], np.dtype(dtype).type(floor))
+            guard, totals = poisoned((n + 2, columns), dtype), np.ones(columns)
+            product(tiles(np.dtype(dtype)), a, B, c, scales, guard[1:-1], np.dtype(dtype).type(floor), totals, scales)
             wanted = np.maximum(scales[:, None] * c.astype("g") + a.astype("g") @ B.astype("g"), floor)
             assert error(guard[1:-1], wanted) <= TOLERANCES[dtype], columns
+            assert error(totals, 1 + np.sum(wanted * scales[:, None], axis=0)) <= TOLERANCES[dtype], columns
+            assert np.isnan(guard[[0, -1]]).all(), f"wrote outside at {columns} columns"
+
+            below = generator.standard_normal((n, columns)).astype(dtype)
+            guard[1:-1], totals[:] = below, 1
+            product_masked(tiles(np.dtype(dtype)), a, B, c, scales, guard[1:-1], totals)
+            wanted = np.where(below > 0, scales[:, None] * c.astype("g") + a.astype("g") @ B.astype("g"), 0)
+            assert error(guard[1:-1], wanted) <= TOLERANCES[dtype], columns
+            assert error(totals, 1 + wanted.sum(axis=0)) <= TOLERANCES[dtype], columns
             assert np.isnan(guard[[0, -1]]).all(), f"wrote outside at {columns} columns"
 
 
-@pytest.mark.parametrize("K_in", [1, 2, 5, ROWS_1 + 3])
+@pytest.mark.parametrize("K_in", [1, 2, 5, ROWS[1] + 3])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_accumulate_adds_the_transposed_product(dtype, K_in):
     generator = np.random.default_rng(K_in)
@@ -56,6 +59,6 @@ def test_accumulate_adds_the_transposed_product(dtype, K_in):
         start = generator.standard_normal((K_in, columns)).astype(dtype)
         guard = poisoned((K_in + 2, columns), dtype)
         guard[1:-1] = start
-        run_accumulate(x, g, guard[1:-1])
+        product_accumulate(tiles(np.dtype(dtype)), x, g, guard[1:-1])
         assert error(guard[1:-1], start + x.astype("g").T @ g.astype("g")) <= TOLERANCES[dtype], columns
         assert np.isnan(guard[[0, -1]]).all()

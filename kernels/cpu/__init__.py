@@ -3,6 +3,7 @@
 import numpy as xp
 
 from fastperm.kernels.cpu.adam import adam_step
+from fastperm.kernels.cpu.deep_set import deep_set_forward, deep_set_step
 from fastperm.kernels.cpu.dense import dense_backward, dense_forward
 from fastperm.kernels.cpu.equivariant import equivariant_backward, equivariant_forward
 from fastperm.kernels.cpu.fourier_series import fourier_series
@@ -11,6 +12,8 @@ from fastperm.kernels.cpu.pooling import pooling_backward, pooling_forward
 
 __all__ = [
     "adam_step",
+    "deep_set_forward",
+    "deep_set_step",
     "dense_backward",
     "dense_forward",
     "equivariant_backward",

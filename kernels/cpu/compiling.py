@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numba
 from numba.core import caching
+from numba.core.ccallback import CFunc
 from numba.misc.appdirs import user_cache_dir
 
 
@@ -54,13 +55,29 @@ class _FunctionCache(caching.FunctionCache):
     _impl_class = _CacheImpl
 
 
+_OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}}
+_functions: list[CFunc] = []  # C functions live as long as the process: their addresses are handed out
+
+
 def jit(function):
     """Compile ``function`` on first use: no GIL, fused multiply-add allowed, division as in NumPy, cached on disk."""
-    compiled = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
-    if isinstance(compiled, numba.core.dispatcher.Dispatcher):  # not so under NUMBA_DISABLE_JIT
-        try:
-            cache_folder().mkdir(parents=True, exist_ok=True)
-            compiled._cache = _FunctionCache(function)
-        except OSError:
-            pass  # a read-only home: compile anew in every process
+    return _cached(numba.njit(nogil=True, **_OPTIONS)(function), function)
+
+
+def c_function(function, signature):
+    """Compile ``function`` now, cached on disk, and return the address of a C function of this signature."""
+    compiled = _cached(
+        CFunc(function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}), function
+    )
+    compiled.compile()
+    _functions.append(compiled)
+    return compiled.address
+
+
+def _cached(compiled, function):
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        compiled._cache = _FunctionCache(function)
+    except OSError:
+        pass  # a read-only home: compile anew in every process
     return compiled

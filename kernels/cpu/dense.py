@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from fastperm.kernels.cpu.compiling import jit
-from fastperm.kernels.cpu.product import pointer, product, product_accumulate
+from fastperm.kernels.cpu.product import product, product_accumulate, tiles
 from fastperm.kernels.cpu.workers import CHUNKS, run
 
 
@@ -19,7 +19,7 @@ def dense_forward(
     *,
     y,  # (R, K_out)
 ):
-    run([partial(_forward, first, last, x, W, b, y) for first, last in _row_chunks(len(x))])
+    run([partial(_forward, first, last, tiles(x.dtype), x, W, b, y) for first, last in _row_chunks(len(x))])
 
 
 def dense_backward(
@@ -33,7 +33,7 @@ def dense_backward(
 ):
     W_T = np.ascontiguousarray(W.T)
     chunks = [(*ends, np.zeros_like(dW), np.zeros_like(db)) for ends in _row_chunks(len(x))]
-    run([partial(_backward, first, last, dy, x, W_T, dx, *parts) for first, last, *parts in chunks])
+    run([partial(_backward, first, last, tiles(x.dtype), dy, x, W_T, dx, *parts) for first, last, *parts in chunks])
     for _, _, dW_part, db_part in chunks:
         dW += dW_part
         db += db_part
@@ -46,24 +46,17 @@ def _row_chunks(rows):
 
 
 @jit
-def _forward(first, last, x, W, b, y):
-    K_in, K_out = W.shape
-    one = np.ones(1, x.dtype)
-    product(
-        pointer(x, first * K_in), K_in, 1, W, b,
-        pointer(one, 0), 0, pointer(y, first * K_out), last - first, x.dtype.type(-np.inf),
-    )  # fmt: skip
+def _forward(first, last, tiles, x, W, b, y):
+    one, nowhere = np.ones(1, x.dtype), np.empty(b.size)
+    product(tiles, x[first:last], W, b, one, y[first:last], x.dtype.type(-np.inf), nowhere, one)
 
 
 @jit
-def _backward(first, last, dy, x, W_T, dx, dW, db):
+def _backward(first, last, tiles, dy, x, W_T, dx, dW, db):
     K_out, K_in = W_T.shape
-    one, nothing = np.ones(1, x.dtype), np.zeros(K_in, x.dtype)
+    one, nothing, nowhere = np.ones(1, x.dtype), np.zeros(K_in, x.dtype), np.empty(K_in)
     for r in range(first, last):
         for k in range(K_out):
             db[k] += dy[r, k]
-    product_accumulate(pointer(x, first * K_in), 1, K_in, pointer(dy, first * K_out), dW, last - first)
-    product(
-        pointer(dy, first * K_out), K_out, 1, W_T, nothing,
-        pointer(one, 0), 0, pointer(dx, first * K_in), last - first, x.dtype.type(-np.inf),
-    )  # fmt: skip
+    product_accumulate(tiles, x[first:last], dy[first:last], dW)
+    product(tiles, dy[first:last], W_T, nothing, one, dx[first:last], x.dtype.type(-np.inf), nowhere, one)

@@ -21,7 +21,7 @@ from fastperm.kernels.cpu.pooling import (
     total_weight,
     weights_or_empty,
 )
-from fastperm.kernels.cpu.product import pointer, product, product_accumulate
+from fastperm.kernels.cpu.product import product, product_accumulate, tiles
 from fastperm.kernels.cpu.workers import chunk_bounds, for_each_chunk, run
 
 FLOORS = {"relu": 0.0, "identity": -np.inf}
@@ -42,7 +42,9 @@ def equivariant_forward(
 ):
     weights = weights_or_empty(weights, x.dtype)
     floor = x.dtype.type(FLOORS[activation])
-    for_each_chunk(_forward, offsets, x, offsets, weights, W_self, W_pool, b, CODES[aggregate], floor, y, m)
+    for_each_chunk(
+        _forward, offsets, tiles(x.dtype), x, offsets, weights, W_self, W_pool, b, CODES[aggregate], floor, y, m
+    )
 
 
 def equivariant_backward(
@@ -71,7 +73,7 @@ def equivariant_backward(
     for first_set, last_set in pairwise(chunk_bounds(offsets)):
         own = (np.zeros_like(dW_self), np.zeros_like(dW_pool), np.zeros_like(db))
         gradients.append(own)
-        inputs = (dy, x, y, m, offsets, weights, W_self_T, W_pool_T, code, relu)
+        inputs = (tiles(x.dtype), dy, x, y, m, offsets, weights, W_self_T, W_pool_T, code, relu)
         tasks.append(partial(_backward, first_set, last_set, *inputs, dx, *own))
     run(tasks)
     for total, *parts in zip((dW_self, dW_pool, db), *gradients, strict=True):
@@ -80,24 +82,69 @@ def equivariant_backward(
 
 
 @jit
-def _forward(first_set, last_set, x, offsets, weights, W_self, W_pool, b, aggregate, floor, y, m):
-    K_in, K_out = W_self.shape
-    one = np.ones(1, x.dtype)
-    c = np.empty(K_out, x.dtype)
-    no_floor = x.dtype.type(-np.inf)
+def set_forward(tiles, x, m, W_self, W_pool, b, floor, w, c, y, totals):
+    """Compute y (n, K_out) of one set from x (n, K_in) and its pooled m (K_in,), and add Σ w_n y_n to totals (K_out,).
+
+    ``w`` has one weight, or one per row; ``c`` (K_out,) is workspace.
+    """
+    one, nowhere = np.ones(1, x.dtype), np.empty(c.size)
+    product(tiles, m, W_pool, b, one, c, x.dtype.type(-np.inf), nowhere, one)
+    product(tiles, x, W_self, c, one, y, floor, totals, w)
+
+
+@jit
+def set_parameter_gradients(tiles, g, G, x, m, dW_self, dW_pool, db):
+    """Add what one set sends to the parameters: g (n, K_out), its sum G (K_out,), x (n, K_in), m (K_in,)."""
+    for k in range(G.size):
+        db[k] += G[k]
+    product_accumulate(tiles, m, G, dW_pool)
+    product_accumulate(tiles, x, g, dW_self)
+
+
+@jit
+def set_pooled_gradient(tiles, G, W_pool_T, dm):
+    """Write dm = G W_poolᵀ (K_in,)."""
+    one, start, nowhere = np.ones(1, dm.dtype), np.zeros_like(dm), np.empty(dm.size)
+    product(tiles, G, W_pool_T, start, one, dm, dm.dtype.type(-np.inf), nowhere, one)
+
+
+@jit
+def mean_scales(weights, first, last, pool, scales):
+    """Write what the gradient of a mean (w_n / W_s) or sum (w_n) gives every row; 0 for the maximum."""
+    scale = 1 / total_weight(weights, first, last) if pool == MEAN else 1.0
+    for n in range(last - first):
+        scales[n] = 0 if pool == MAX else scale if weights.size == 0 else scale * weights[first + n]
+
+
+@jit
+def _forward(first_set, last_set, tiles, x, offsets, weights, W_self, W_pool, b, aggregate, floor, y, m):
+    c = np.empty(b.size, x.dtype)
+    nowhere, one = np.empty(b.size), np.ones(1, x.dtype)
     for s in range(first_set, last_set):
         first, last = offsets[s], offsets[s + 1]
         pool_set(x, weights, first, last, aggregate, m[s])
-        product(pointer(m, s * K_in), K_in, 1, W_pool, b, pointer(one, 0), 0, pointer(c, 0), 1, no_floor)
-        product(
-            pointer(x, first * K_in), K_in, 1, W_self, c,
-            pointer(one, 0), 0, pointer(y, first * K_out), last - first, floor,
-        )  # fmt: skip
+        set_forward(tiles, x[first:last], m[s], W_self, W_pool, b, floor, one, c, y[first:last], nowhere)
 
 
 @jit
 def _backward(
-    first_set, last_set, dy, x, y, m, offsets, weights, W_self_T, W_pool_T, aggregate, relu, dx, dW_self, dW_pool, db
+    first_set,
+    last_set,
+    tiles,
+    dy,
+    x,
+    y,
+    m,
+    offsets,
+    weights,
+    W_self_T,
+    W_pool_T,
+    aggregate,
+    relu,
+    dx,
+    dW_self,
+    dW_pool,
+    db,
 ):
     K_out, K_in = W_self_T.shape
     longest = 0
@@ -106,9 +153,8 @@ def _backward(
     g = np.empty((longest, K_out), dy.dtype)
     scales = np.empty(longest, dy.dtype)
     G = np.empty(K_out, dy.dtype)
-    dm = np.empty(K_in, dy.dtype)
-    one, nothing, no_weights = np.ones(1, dy.dtype), np.zeros(K_in, dy.dtype), np.empty(0, dy.dtype)
-    no_floor = dy.dtype.type(-np.inf)
+    dm, nowhere = np.empty(K_in, dy.dtype), np.empty(K_in)
+    one, no_weights, no_floor = np.ones(1, dy.dtype), np.empty(0, dy.dtype), dy.dtype.type(-np.inf)
     for s in range(first_set, last_set):
         first, last = offsets[s], offsets[s + 1]
         count = last - first
@@ -116,19 +162,11 @@ def _backward(
             for k in range(K_out):
                 g[n, k] = dy[first + n, k] if not relu or y[first + n, k] > 0 else 0
         pool_set(g, no_weights, 0, count, SUM, G)
-        for k in range(K_out):
-            db[k] += G[k]
-        product_accumulate(pointer(m, s * K_in), 1, K_in, pointer(G, 0), dW_pool, 1)
-        product_accumulate(pointer(x, first * K_in), 1, K_in, pointer(g, 0), dW_self, count)
+        set_parameter_gradients(tiles, g[:count], G, x[first:last], m[s], dW_self, dW_pool, db)
         if dx.size == 0:
             continue
-        product(pointer(G, 0), K_out, 1, W_pool_T, nothing, pointer(one, 0), 0, pointer(dm, 0), 1, no_floor)
-        scale = 1 / total_weight(weights, first, last) if aggregate == MEAN else 1.0
-        for n in range(count):
-            scales[n] = 0 if aggregate == MAX else scale if weights.size == 0 else scale * weights[first + n]
-        product(
-            pointer(g, 0), K_out, 1, W_self_T, dm,
-            pointer(scales, 0), 1, pointer(dx, first * K_in), count, no_floor,
-        )  # fmt: skip
+        set_pooled_gradient(tiles, G, W_pool_T, dm)
+        mean_scales(weights, first, last, aggregate, scales)
+        product(tiles, g[:count], W_self_T, dm, scales[:count], dx[first:last], no_floor, nowhere, one)
         if aggregate == MAX:
             add_ties_gradient(dm, x, m[s], weights, first, last, dx)

@@ -12,14 +12,16 @@ def mean_squared_error(
     dy,  # (R, K), overwritten
 ):
     """Return the loss as a float, summed in float64."""
-    return _mean_squared_error(y.ravel(), targets.ravel(), dy.ravel())
+    return squared_error(y, targets, y.dtype.type(2 / y.size), dy) / y.size
 
 
 @jit
-def _mean_squared_error(y, targets, dy):
+def squared_error(y, targets, factor, dy):
+    """Return Σ (y − t)² in float64 and write factor · (y − t) to dy; all (R, K)."""
     total = 0.0
-    for i in range(y.size):
-        difference = y[i] - targets[i]
-        total += np.float64(difference) ** 2
-        dy[i] = difference * (y.dtype.type(2) / y.dtype.type(y.size))
-    return total / y.size
+    for r in range(y.shape[0]):
+        for k in range(y.shape[1]):
+            difference = y[r, k] - targets[r, k]
+            total += np.float64(difference) ** 2
+            dy[r, k] = factor * difference
+    return total

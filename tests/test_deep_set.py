@@ -1,0 +1,68 @@
+"""The kernels of the whole network against autograd: every way of pooling, every kind of batch, odd widths."""
+
+from itertools import pairwise
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+import oracle
+import pytest
+from cases import BACKENDS, TOLERANCES, Case, as_dtype, error, kernels, poisoned
+
+WIDTHS = [(3, 16, 16, 4), (1, 5, 33, 17, 1), (2, 70, 4), (17, 130, 9, 130, 40)]
+COUNTS = [(1,), (7, 1, 30, 12), (26,) * 3, (1013, 2)]
+HOW = ("mean", "sum", "max")
+
+
+def make(widths, counts, weighted, seed=3):
+    """Return a case, flat parameters (no bias is zero: no unit sits on the kink of its ReLU), and their names."""
+    case = Case(counts, widths[0], 1, weighted)
+    generator = np.random.default_rng(seed)
+    named = {}
+    for i, (K_in, K_out) in enumerate(pairwise(widths[:-1])):
+        for name, shape in (("self", (K_in, K_out)), ("pool", (K_in, K_out)), ("bias", (K_out,))):
+            named[f"layers.{i}.{name}"] = generator.standard_normal(shape) / np.sqrt(shape[0])
+    named["head.weight"] = generator.standard_normal(widths[-2:]) / np.sqrt(widths[-2])
+    named["head.bias"] = generator.standard_normal(widths[-1])
+    return case, named, np.concatenate([array.ravel() for array in named.values()])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+@pytest.mark.parametrize("pool", [*HOW, None])
+@pytest.mark.parametrize("aggregate", HOW)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prediction_loss_and_gradients_match_autograd(backend, aggregate, pool, counts, weighted, dtype):
+    for widths in WIDTHS:
+        case, named, flat = make(widths, counts, weighted)
+        if aggregate == "sum":  # keep numbers of size 1 through the layers
+            case.weights = case.w / case.counts.max()
+        rows = case.T if pool is None else case.S
+        targets = np.random.default_rng(4).standard_normal((rows, widths[-1]))
+        depth = len(widths) - 2
+
+        def predict(named, case=case, depth=depth):
+            return oracle.deep_set(case.x, named, case.bounds, case.w, depth, aggregate, pool)
+
+        def loss(named, predict=predict, targets=targets):
+            return anp.mean((predict(named) - targets) ** 2)
+
+        wanted = autograd.grad(loss)(named)
+        x, weights, parameters, targets_ = as_dtype(dtype, case.x, case.weights, flat, targets)
+        y, gradients = poisoned(targets.shape, dtype), np.full(flat.shape, 0.25, dtype)
+        batch = (x, case.offsets, weights)
+        kernels(backend).deep_set_forward(*batch, parameters, widths, aggregate, pool, y=y)
+        found = kernels(backend).deep_set_step(
+            *batch, targets_, parameters, widths, aggregate, pool, gradients=gradients
+        )
+        assert error(y, predict(named)) <= TOLERANCES[dtype]
+        assert isinstance(found, float)
+        assert found == pytest.approx(loss(named), rel=TOLERANCES[dtype])
+        start = 0
+        for name, gradient in wanted.items():
+            own = gradients[start : start + gradient.size].reshape(gradient.shape)
+            # Relative to the larger of the gradient and the 0.25 that it was added to.
+            scale = max(1, 0.25 / np.abs(gradient).max()) if gradient.any() else np.inf
+            assert error(own, gradient + 0.25) <= TOLERANCES[dtype], (widths, name, scale)
+            start += gradient.size
