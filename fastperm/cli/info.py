@@ -62,7 +62,7 @@ def _cpu_name():
 
 def _registers():
     try:
-        from fastperm.kernels.cpu.product import REGISTERS, VECTOR_BYTES
+        from fastperm.kernels.cpu.register_tile import REGISTERS, VECTOR_BYTES
     except ImportError as error:
         return f"vector registers unknown ({error})"
     return f"{REGISTERS} vector registers of {8 * VECTOR_BYTES} bits"
