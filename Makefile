@@ -23,7 +23,8 @@ $(VENV)/.made-%: pyproject.toml setup.cfg
 
 demo: $(VENV)/.made-plot
 	rm -rf $(RUN)
-	$(BIN)/fastperm train --out $(RUN) --width 32 --depth 4 --batch 32 --steps 4000 --every 500 --seed 0
+	$(BIN)/fastperm train --out $(RUN) --width 64 --depth 4 --batch 32 --learning-rate 2e-3 \
+	    --steps 8000 --every 1000 --validate 1024 --seed 0
 	$(BIN)/fastperm predict $(RUN) examples/samples.csv --out $(RUN)/samples-spectrum
 
 test: $(VENV)/.made-test

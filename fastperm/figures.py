@@ -53,6 +53,9 @@ def learning_curve(path, history, *, prior_error=None, target="log $p_k$"):
     with _picture(path, (7.2, 4.4)) as figure:
         axes = figure.subplots()
         axes.plot(steps, losses, color=BLUE, alpha=0.4, linewidth=0.8, label="training (each batch)")
+        if (window := len(losses) // 40) > 1:
+            means = np.convolve(losses, np.full(window, 1 / window), "valid")
+            axes.plot(steps[window - 1 :], means, color=BLUE, linewidth=1.6, label=f"training (mean of {window})")
         axes.plot(
             *(steps[validated], measured[validated]),
             color=ORANGE,
@@ -71,7 +74,7 @@ def learning_curve(path, history, *, prior_error=None, target="log $p_k$"):
         _label_plainly(axes.yaxis)
         axes.set(xlabel="training step", ylabel=f"mean squared error of {target}")
         axes.grid(axis="y", which="both", color="0.92")
-        figure.legend(loc="outside upper center", ncols=3)
+        figure.legend(loc="outside upper center", ncols=2)
 
 
 def spectra(path, frequencies, truths, estimates, errors, prior_errors, *, target="log $p_k$"):

@@ -2,6 +2,7 @@
 
 import csv
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from fastperm.adam import Adam
 from fastperm.checkpoints import load_checkpoint, save_checkpoint
 from fastperm.checks import check_integer
 from fastperm.files import replacing
-from fastperm.losses import as_targets, mean_squared_error
+from fastperm.losses import as_targets
 
 COLUMNS = ("step", "loss", "validation_loss", "seconds")
 
@@ -69,6 +70,7 @@ def train(
     progress=True,
     validate=256,
     history=None,
+    report=None,
 ):
     """Train a network on a task.
 
@@ -104,6 +106,9 @@ def train(
         targets of your own; or nothing.
     history : path-like or None, default=None
         CSV file for the history, written with each checkpoint; None writes it beside the checkpoint, as ``.csv``.
+    report : callable or None, default=None
+        Called as ``report(step, errors)`` after each validation, with the mean squared error of every output,
+        (out_features,). What it prints does not disturb the progress bar.
 
     Returns
     -------
@@ -164,7 +169,11 @@ def train(
             due = step % every == 0 or step == steps
             measured = np.nan
             if due and validation is not None:
-                measured = mean_squared_error(net(validation[0]), validation[1], net.kernels)[0]
+                errors = _validation_errors(net, *validation)
+                measured = float(errors.mean())
+                if report is not None:
+                    with bar.external_write_mode(file=sys.stdout):
+                        report(step, errors)
             elapsed = time.perf_counter() - start
             for name, value in zip(COLUMNS, (step, loss, measured, before + elapsed), strict=True):
                 records[name].append(value)
@@ -221,6 +230,11 @@ def _validation(net, task, validate, seed):
         sets, targets = task.sample(check_integer(validate, "validate", minimum=1), _generator(seed, _VALIDATION))
     sets = net.as_sets(sets)
     return sets, as_targets(targets, net.prediction_shape(sets), net.dtype)
+
+
+def _validation_errors(net, sets, targets):
+    """Return the mean squared error of every output, (out_features,) float64."""
+    return np.square(net(sets).astype(np.float64) - targets).mean(axis=0)
 
 
 def _kept(checkpoint):

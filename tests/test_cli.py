@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -426,7 +427,8 @@ def test_resume_of_a_finished_run_changes_nothing(trained):
     folder, output = trained
     before = weights(folder)
     again = run("train", "--out", folder, "--resume").stdout
-    assert again == output
+    # Nothing was trained, so nothing was validated: without those lines it says the same.
+    assert again == re.sub(r"Validation error by frequency:\n.*?(?=Trained for)", "", output, flags=re.DOTALL)
     for name, array in weights(folder).items():
         np.testing.assert_array_equal(array, before[name])
 

@@ -78,6 +78,15 @@ def test_own_validation_sets():
     assert all(np.isnan(run(make_net(), steps=3, validate=None)["validation_loss"]))
 
 
+def test_reports_the_error_of_every_output():
+    reports = []
+    history = run(make_net(), steps=20, report=lambda step, errors: reports.append((step, errors)))
+    assert [step for step, _ in reports] == [10, 20]
+    for step, errors in reports:
+        assert errors.shape == (2,)
+        assert history["validation_loss"][step - 1] == errors.mean()
+
+
 def test_batches_depend_on_the_seed():
     losses = [run(make_net(), steps=3, seed=seed)["loss"] for seed in (0, 0, 1)]
     assert losses[0] == losses[1]

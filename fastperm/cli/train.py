@@ -29,6 +29,9 @@ _TEST_SETS = 1024
 # Frequencies of the three functions in the paper's Fig. 1.
 _EXAMPLES = (4, 32, 256)
 
+# Frequencies whose error is printed while training goes on.
+_REPORTED = 6
+
 _positive = click.IntRange(min=1)
 
 
@@ -190,11 +193,30 @@ def _train(run, task, net, optimizer, training, progress):
                 resume=True,
                 progress=sys.stderr.isatty() if progress is None else progress,
                 validate=training["validate"] or None,
+                report=_reporter(task),
             )
     except KeyboardInterrupt as stop:
         what = str(stop) or "interrupted"
         command = f"fastperm train --out {shlex.quote(str(run.folder))} --resume"
         raise KeyboardInterrupt(f"{what[0].upper()}{what[1:]}.\nGo on with: {command}") from None
+
+
+def _reporter(task):
+    """Return what prints the validation error at every frequency (six of them, where there are more), a line a time."""
+    import numpy as np
+
+    shown = np.unique(np.linspace(0, task.out_features - 1, _REPORTED).round().astype(int))
+    header = ["step", *(f"k = {task.frequencies[i]}" for i in shown), "all"]
+
+    def report(step, errors):
+        nonlocal header
+        if header:
+            click.echo("Validation error by frequency:")
+            click.echo("".join(f"{name:>10}" for name in header))
+            header = []
+        click.echo(f"{step:>10,}" + "".join(f"{error:>10.4f}" for error in (*errors[shown], errors.mean())))
+
+    return report
 
 
 def _finish(run, task, net, history, seed):
