@@ -11,12 +11,25 @@ _HOMES = {
     "DeepSet": "network",
     "PowerSpectrum": "power_spectrum",
     "Sets": "sets",
+    "get_num_threads": "threads",
     "load": "checkpoints",
+    "set_num_threads": "threads",
     "train": "training",
     "train_step": "training",
 }
 
-__all__ = ["Adam", "DeepSet", "PowerSpectrum", "Sets", "__version__", "load", "train", "train_step"]
+__all__ = [
+    "Adam",
+    "DeepSet",
+    "PowerSpectrum",
+    "Sets",
+    "__version__",
+    "get_num_threads",
+    "load",
+    "set_num_threads",
+    "train",
+    "train_step",
+]
 
 if TYPE_CHECKING:
     from fastperm.adam import Adam
@@ -24,6 +37,7 @@ if TYPE_CHECKING:
     from fastperm.network import DeepSet
     from fastperm.power_spectrum import PowerSpectrum
     from fastperm.sets import Sets
+    from fastperm.threads import get_num_threads, set_num_threads
     from fastperm.training import train, train_step
 
 

@@ -69,6 +69,8 @@ CASES = [
     (lambda: train(task=None), TypeError, r"task must have a method sample\(batch, generator\), got None"),
     (lambda: train(validate=0), ValueError, "validate must be at least 1, got 0"),
     (lambda: train(validate=(SETS, TARGETS[:1])), ValueError, "targets must have shape"),
+    (lambda: fastperm.set_num_threads(0), ValueError, "threads must be at least 1, got 0"),
+    (lambda: fastperm.set_num_threads(2.0), TypeError, "threads must be an integer, got 2.0"),
     (lambda: fastperm.Adam(learning_rate=0), ValueError, "learning_rate must be greater than 0, got 0"),
     (lambda: fastperm.Adam(learning_rate="fast"), TypeError, "learning_rate must be a number, got 'fast'"),
     (lambda: fastperm.Adam(beta1=1), ValueError, "beta1 must be less than 1, got 1"),

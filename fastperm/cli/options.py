@@ -90,14 +90,14 @@ def limited_threads(threads):
         return
     from threadpoolctl import threadpool_limits
 
-    from fastperm.kernels.cpu import workers
+    from fastperm.threads import set_num_threads
 
-    workers.set_num_threads(threads)
+    set_num_threads(threads)
     try:
         with threadpool_limits(threads):
             yield
     finally:
-        workers.set_num_threads(None)
+        set_num_threads(None)
 
 
 @contextlib.contextmanager
