@@ -28,30 +28,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastperm.kernels.cpu.compiling import c_function, jit
-from fastperm.kernels.cpu.register_tile import ACCUMULATE, MASKED, PLAIN, ROWS, VECTOR_BYTES, WIDEST, tile_rows
+from fastperm.kernels.cpu.register_tile import ACCUMULATE, MASKED, PLAIN, VECTOR_BYTES, WIDEST, tile_panel
 
 # Rows whose sums are taken in the working precision before they go to float64: a multiple of every tile's rows.
 ROW_BLOCK = 1008
 
 
-def _make_panel(vectors, cut, kind):
-    """Return the product for a panel of columns, ``vectors`` vectors wide (the last one cut if ``cut``)."""
-    many = ROWS[vectors]
-    few = min(4, many)
-
-    @jit
-    def panel(j, operands):
-        r = tile_rows(many, vectors, cut, kind, 0, j, operands)
-        r = tile_rows(few, vectors, cut, kind, r, j, operands)
-        tile_rows(1, vectors, cut, kind, r, j, operands)
-
-    return panel
-
-
 def _make_driver(kind):
     """Return the loop over panels: as many of the widest as fit, one of what is left, one for the cut vector."""
-    panel_1, panel_2, panel_3, panel_4 = (_make_panel(vectors, 0, kind) for vectors in (1, 2, 3, 4))
-    panel_cut = _make_panel(1, 1, kind)
 
     def driver(
         columns, a, row_stride, step_stride, B, B_stride, c, scale, scale_stride, out, out_stride, n, steps, floor,
@@ -65,15 +49,15 @@ def _make_driver(kind):
         while j < columns:
             vectors = min((columns - j) // lanes, WIDEST)
             if vectors == 4:
-                panel_4(j, operands)
+                tile_panel(4, 0, kind, j, operands)
             elif vectors == 3:
-                panel_3(j, operands)
+                tile_panel(3, 0, kind, j, operands)
             elif vectors == 2:
-                panel_2(j, operands)
+                tile_panel(2, 0, kind, j, operands)
             elif vectors == 1:
-                panel_1(j, operands)
+                tile_panel(1, 0, kind, j, operands)
             else:
-                panel_cut(j, operands)
+                tile_panel(1, 1, kind, j, operands)
             j += max(vectors, 1) * lanes
 
     return driver

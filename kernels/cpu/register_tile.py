@@ -1,12 +1,12 @@
 """The register tile: a few rows of a product, all of their sums held in vector registers, built from LLVM vector types.
 
-`tile_rows` is the only name that others use; `product.py` puts tiles together into products.
+`tile_panel` is the only function that others use; `product.py` puts tiles together into products.
 """
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils, config
-from numba.core.types import int64
+from numba.core.types import int64, void
 from numba.extending import intrinsic
 
 # What a tile starts from and how it finishes; the formulas stand in product.py.
@@ -38,21 +38,24 @@ WIDEST = 4 if REGISTERS == 32 else 2
 
 
 @intrinsic(prefer_literal=True)
-def tile_rows(typingctx, rows, vectors, cut, kind, first_row, first_column, operands):
-    """Compute tiles of ``rows`` × ``vectors`` vectors from ``first_row`` down, and return the first row left over.
+def tile_panel(typingctx, vectors, cut, kind, first_column, operands):
+    """Compute a panel of columns, ``vectors`` vectors wide: all its rows, as many at a time as registers hold.
 
-    ``rows``, ``vectors``, ``cut`` and ``kind`` are literals. With ``cut``, only as much of the last vector is read and
-    written as there are columns. ``operands`` are those of `product.Operands`.
+    ``vectors``, ``cut`` and ``kind`` are literals. With ``cut``, only as much of the last vector is read and written as
+    there are columns. ``operands`` are those of the drivers in `product`.
     """
-    rows_n, vectors_n, is_cut, kind_n = (argument.literal_value for argument in (rows, vectors, cut, kind))
-    signature = int64(rows, vectors, cut, kind, int64, int64, operands)
+    vectors_n, is_cut, kind_n = (argument.literal_value for argument in (vectors, cut, kind))
+    signature = void(vectors, cut, kind, int64, operands)
 
     def codegen(context, builder, signature, args):
         scalar = operands.types[1].dtype
-        values = cgutils.unpack_tuple(builder, args[6])
-        shape = (rows_n, vectors_n, bool(is_cut))
-        tile = _Tile(builder, context.get_value_type(scalar), scalar.bitwidth, shape, kind_n, args[5], values)
-        return tile.rows_from(args[4])
+        values = cgutils.unpack_tuple(builder, args[4])
+        row = ir.Constant(I64, 0)
+        for rows in sorted({ROWS[vectors_n], min(4, ROWS[vectors_n]), 1}, reverse=True):
+            shape = (rows, vectors_n, bool(is_cut))
+            tile = _Tile(builder, context.get_value_type(scalar), scalar.bitwidth, shape, kind_n, args[3], values)
+            row = tile.rows_from(row)
+        return context.get_dummy_value()
 
     return signature, codegen
 
