@@ -46,5 +46,11 @@ wheel-test: $(VENV)/.made-check
 rivals-test: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python -m pytest -m rivals
 
+# Nothing else should run meanwhile.
+bench: $(VENV)/.made-test $(VENV)/.made-rivals
+	$(BIN)/python -m pytest bench/bench_train_step.py --benchmark-only --benchmark-json=bench/results/pytest_benchmark.json
+	$(BIN)/python bench/compare.py
+	$(BIN)/python bench/table.py
+
 clean:
 	rm -rf $(VENV) $(VENV)-wheel build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,32 @@
+"""One full training step of the headline network, ours beside its rivals.
+
+    pytest bench/bench_train_step.py --benchmark-only
+
+Contenders are timed one after another here; ratios are published from `compare`, which interleaves them. Each runs in
+a process of its own, so the figures include a message there and back, about 0.1 ms.
+"""
+
+import machine
+import pytest
+from contenders import CONTENDERS, Case
+from worker import NotMeasuredError, Worker
+
+CASE = Case()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_train_step(benchmark, name):
+    try:
+        worker = Worker(name, CASE)
+    except NotMeasuredError as reason:
+        pytest.skip(f"{CONTENDERS[name].label} is not measured: {reason}")
+    with worker:
+        benchmark.group = f"training step, {CASE.width}x{CASE.depth}, {CASE.batch} sets of {CASE.set_size}"
+        benchmark.pedantic(worker.step, rounds=15, warmup_rounds=3)
+        benchmark.extra_info.update(
+            worker.description,
+            sets_per_second=CASE.batch / benchmark.stats.stats.median,
+            case=CASE._asdict(),
+            **machine.describe(),
+        )

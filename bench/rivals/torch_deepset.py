@@ -1,0 +1,87 @@
+"""The same network in PyTorch, on dense (B, N, K) tensors, eager or compiled."""
+
+import math
+
+import torch
+from torch import nn
+
+from fastperm import Adam
+
+
+class Network(nn.Module):
+    """The layers of a `fastperm.DeepSet` with mean aggregation and mean pooling, under the same parameter names."""
+
+    def __init__(self, parameters):
+        super().__init__()
+        depth = sum(name.endswith(".self") for name in parameters)
+        self.layers = nn.ModuleList(
+            _parameters(parameters, f"layers.{i}.", ("self", "pool", "bias")) for i in range(depth)
+        )
+        self.head = _parameters(parameters, "head.", ("weight", "bias"))
+
+    def forward(self, x):  # (B, N, K_in)
+        """Return the predictions, (B, K_fin)."""
+        for layer in self.layers:
+            of_set = torch.addmm(layer["bias"], x.mean(dim=1), layer["pool"])
+            # In place: the gradient of a ReLU needs its output only, and a pass over memory is saved.
+            x = (x @ layer["self"]).add_(of_set.unsqueeze(1)).relu_()
+        return torch.addmm(self.head["bias"], x.mean(dim=1), self.head["weight"])
+
+
+class TorchDeepSet:
+    """Training of `Network` with PyTorch's fused Adam.
+
+    Parameters
+    ----------
+    net : fastperm.DeepSet
+        Where the parameters start; they are copied.
+    compiled : bool, default=False
+        Run forward, loss and backward through ``torch.compile``.
+    """
+
+    def __init__(self, net, *, compiled=False):
+        settings = Adam().config()
+        self.network = Network(net.parameters)
+        # Shapes are fixed in training, so the compiled code need not be general; the memory measurement uses two.
+        self.predict = torch.compile(self.network, dynamic=False) if compiled else self.network
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(),
+            lr=settings["learning_rate"],
+            betas=(settings["beta1"], settings["beta2"]),
+            fused=True,
+        )
+        self.beta2, self.epsilon = settings["beta2"], settings["epsilon"]
+        self.steps = 0
+
+    @property
+    def n_parameters(self):
+        """Number of trainable numbers."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def batch(self, x, targets):
+        """Return the batch as tensors."""
+        return torch.from_numpy(x), torch.from_numpy(targets)
+
+    def step(self, x, targets):
+        """Take one training step and return its loss."""
+        self.steps += 1
+        # PyTorch adds ε after the bias correction of √v, TensorFlow before: this ε makes the two the same.
+        self.optimizer.param_groups[0]["eps"] = self.epsilon / math.sqrt(1 - self.beta2**self.steps)
+        self.optimizer.zero_grad()
+        loss = nn.functional.mse_loss(self.predict(x), targets)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def evaluate(self, x, targets):
+        """Return prediction, loss and the gradient of every parameter."""
+        self.optimizer.zero_grad()
+        prediction = self.predict(x)
+        loss = nn.functional.mse_loss(prediction, targets)
+        loss.backward()
+        gradients = {name: parameter.grad.numpy().copy() for name, parameter in self.network.named_parameters()}
+        return prediction.detach().numpy(), loss.item(), gradients
+
+
+def _parameters(parameters, prefix, names):
+    return nn.ParameterDict({name: nn.Parameter(torch.tensor(parameters[prefix + name])) for name in names})
