@@ -17,7 +17,8 @@ AGGREGATES = ("mean", "sum", "max")
 class Saved(NamedTuple):
     """What a network keeps of a forward pass for the backward pass."""
 
-    sets: Sets
+    sets: Sets  # in the order that the kernels saw
+    order: Any  # (T,) rows of the batch in that order; None where it is as it came
     layers: tuple  # an EquivariantSaved for each layer
     pooling: PoolingSaved | None
     head: Any  # (S, K) input of the head, or (T, K) without pooling
@@ -41,6 +42,9 @@ class DeepSet:
     pool : {"mean", "sum", "max"} or None, default="mean"
         How elements become one vector per set before the head. None keeps the network equivariant: the head acts on
         every element.
+    invariance : {"rounding", "bitwise"}, default="rounding"
+        How exactly the order of the elements does not matter: to within rounding, or to the last bit, in predictions
+        and in gradients. For "bitwise", elements are brought into one order first (see ``docs/architecture.md``).
     dtype : {"float32", "float64"}, default="float32"
         Precision of parameters and arithmetic.
     backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
@@ -86,6 +90,7 @@ class DeepSet:
         *,
         aggregate="mean",
         pool="mean",
+        invariance="rounding",
         dtype="float32",
         backend="auto",
         seed=None,
@@ -96,6 +101,7 @@ class DeepSet:
         self.widths = _check_widths(width, self.depth)
         self.aggregate = check_choice(aggregate, "aggregate", AGGREGATES)
         self.pool = check_choice(pool, "pool", (*AGGREGATES, None))
+        self.invariance = check_choice(invariance, "invariance", ("rounding", "bitwise"))
         self.dtype = check_dtype(dtype)
         self.backend = backends.resolve(backend)
         self.kernels = backends.get(self.backend)
@@ -125,6 +131,7 @@ class DeepSet:
             "out_features": self.out_features,
             "aggregate": self.aggregate,
             "pool": self.pool,
+            "invariance": self.invariance,
             "dtype": self.dtype.name,
         }
 
@@ -166,10 +173,10 @@ class DeepSet:
         ValueError
             If the sets are malformed or of another width; the message names the set.
         """
-        sets = self.as_sets(sets)
+        sets, order = self._ordered(self.as_sets(sets))
         y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
         self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y)
-        return y
+        return y if self.pool is not None else self._as_given(y, order)
 
     def forward(self, sets):
         """Return the predictions and what `backward` needs.
@@ -186,7 +193,7 @@ class DeepSet:
         saved : Saved
             Inputs and activations.
         """
-        sets = self.as_sets(sets)
+        sets, order = self._ordered(self.as_sets(sets))
         x, kept, pooling = sets.values, [], None
         for layer in self.layers:
             x, saved = layer.forward(x, sets)
@@ -194,7 +201,9 @@ class DeepSet:
         if self.pooling is not None:
             x, pooling = self.pooling.forward(x, sets)
         y, head = self.head.forward(x)
-        return y, Saved(sets, tuple(kept), pooling, head)
+        if self.pool is None:
+            y = self._as_given(y, order)
+        return y, Saved(sets, order, tuple(kept), pooling, head)
 
     def loss_and_gradients(self, sets, targets):
         """Return the mean squared error, and make `gradients` those of this batch: one pass, nothing saved.
@@ -218,6 +227,9 @@ class DeepSet:
         """
         sets = self.as_sets(sets)
         targets = as_targets(targets, self.prediction_shape(sets), self.dtype)
+        sets, order = self._ordered(sets)
+        if self.pool is None and order is not None:
+            targets = targets[order]
         self.zero_gradients()
         return self.kernels.deep_set_step(*self._batch(sets), targets, *self._whole(), gradients=self.gradients.flat)
 
@@ -236,7 +248,7 @@ class DeepSet:
         Returns
         -------
         ndarray of shape (T, in_features) or None
-            Gradient with respect to ``saved.sets.values``.
+            Gradient with respect to the values of the sets, in the order in which they were given.
 
         Raises
         ------
@@ -247,12 +259,14 @@ class DeepSet:
         expected = self.prediction_shape(saved.sets)
         if dx.shape != expected:
             raise ValueError(f"dy must have the shape of the prediction, {expected}, got {dx.shape}")
+        if self.pool is None and saved.order is not None:
+            dx = dx[saved.order]
         dx = self.head.backward(dx, saved.head)
         if self.pooling is not None:
             dx = self.pooling.backward(dx, saved.pooling, saved.sets)
         for i in reversed(range(self.depth)):
             dx = self.layers[i].backward(dx, saved.layers[i], saved.sets, inputs=inputs or i > 0)
-        return dx
+        return self._as_given(dx, saved.order)
 
     def zero_gradients(self):
         """Set all gradients to zero."""
@@ -281,6 +295,23 @@ class DeepSet:
 
     def __reduce__(self):
         return _rebuild, (self.config(), self.backend, dict(self.parameters))
+
+    def _ordered(self, sets):
+        """Return the sets as the kernels should see them, and the order of their rows (None for as they are)."""
+        if self.invariance == "rounding":
+            return sets, None
+        order = self.kernels.xp.empty(sets.n_elements, np.int64)
+        self.kernels.canonical_order(*self._batch(sets), order=order)
+        return sets.reorder(order), order
+
+    @staticmethod
+    def _as_given(rows, order):
+        """Undo `_ordered` on an array of rows."""
+        if order is None or rows is None:
+            return rows
+        given = np.empty_like(rows)
+        given[order] = rows
+        return given
 
     def _batch(self, sets):
         return sets.values, sets.offsets, sets.weights

@@ -307,7 +307,16 @@ class Sets:
 
     def permute(self, seed=None):
         """Return the same sets with their elements, and the weights with them, in the order ``permutation(seed)``."""
-        order = self.permutation(seed)
+        return self.reorder(self.permutation(seed))
+
+    def reorder(self, order):
+        """Return the same sets with their elements, and the weights with them, in another order.
+
+        Parameters
+        ----------
+        order : ndarray of int64, (T,)
+            Row ``order[i]`` becomes row i. It must keep every row within its set, which is not checked.
+        """
         return self._trusted(self.values[order], self.offsets, None if self.weights is None else self.weights[order])
 
     def astype(self, dtype):

@@ -3,6 +3,7 @@
 import numpy as xp
 
 from fastperm.kernels.cpu.adam import adam_step
+from fastperm.kernels.cpu.canonical_order import canonical_order
 from fastperm.kernels.cpu.deep_set import deep_set_forward, deep_set_step
 from fastperm.kernels.cpu.dense import dense_backward, dense_forward
 from fastperm.kernels.cpu.equivariant import equivariant_backward, equivariant_forward
@@ -12,6 +13,7 @@ from fastperm.kernels.cpu.pooling import pooling_backward, pooling_forward
 
 __all__ = [
     "adam_step",
+    "canonical_order",
     "deep_set_forward",
     "deep_set_step",
     "dense_backward",
