@@ -9,7 +9,7 @@ from fastperm.checks import check_number
 class Adam:
     r"""Adam (Kingma & Ba 2014): p ← p − lr_t · m / (√v + ε), lr_t = lr · √(1 − β2^t) / (1 − β1^t).
 
-    TensorFlow's form: ε is outside the bias correction. (PyTorch's ε is larger by 1 / √(1 − β2^t) in these terms.)
+    TensorFlow's form: ε is outside the bias correction. (In these terms PyTorch's ε is smaller, by √(1 − β2^t).)
 
     Parameters
     ----------

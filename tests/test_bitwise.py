@@ -30,10 +30,9 @@ def same_bits(a, b):
 
 def mild_net(pool, aggregate, backend, dtype, width=17):
     """Return a network whose sums of numbers up to 1e20 stay finite in float32."""
-    net = fastperm.DeepSet(
+    return fastperm.DeepSet(
         3, [width, 5], 2, 2, aggregate=aggregate, pool=pool, invariance="bitwise", backend=backend, dtype=dtype, seed=0
     )
-    return net
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

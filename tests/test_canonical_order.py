@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from cases import BACKENDS, kernels
@@ -6,7 +8,7 @@ from cases import BACKENDS, kernels
 def sorted_batch(backend, x, offsets, weights):
     order = np.full(len(x), -1)
     kernels(backend).canonical_order(x, offsets, weights, order=order)
-    for first, last in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, last in pairwise(offsets):
         assert sorted(order[first:last]) == list(range(first, last))
     return order
 

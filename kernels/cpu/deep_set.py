@@ -298,16 +298,19 @@ def _unpool(h, w, p, dp, pool, scales, totals):
         add_ties_gradient(dp, h, p, w, 0, n, dh)
         _take_masked(dh, h, totals)
         return
+    scale = 1 / total_weight(w, 0, n) if pool == MEAN else 1.0
+    # The sum of g is that of the weights of the elements that are on: whole numbers where there are no weights.
     block = np.empty(K, h.dtype)
     for first in range(0, n, BLOCK):
         block[:] = 0
         for r in range(first, min(first + BLOCK, n)):
+            weight = h.dtype.type(1) if w.size == 0 else w[r]
             for k in range(K):
-                g = scales[r] * dp[k] if h[r, k] > 0 else h.dtype.type(0)
-                h[r, k] = g
-                block[k] += g
+                on = h[r, k] > 0
+                h[r, k] = scales[r] * dp[k] if on else h.dtype.type(0)
+                block[k] += weight if on else h.dtype.type(0)
         for k in range(K):
-            totals[k] += block[k]
+            totals[k] += scale * dp[k] * block[k]
 
 
 @jit

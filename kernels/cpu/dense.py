@@ -55,8 +55,10 @@ def _forward(first, last, tiles, x, W, b, y):
 def _backward(first, last, tiles, dy, x, W_T, dx, dW, db):
     K_out, K_in = W_T.shape
     one, nothing, nowhere = np.ones(1, x.dtype), np.zeros(K_in, x.dtype), np.empty(K_in)
-    for r in range(first, last):
-        for k in range(K_out):
-            db[k] += dy[r, k]
+    for k in range(K_out):
+        total = 0.0
+        for r in range(first, last):
+            total += dy[r, k]
+        db[k] += total
     product_accumulate(tiles, x[first:last], dy[first:last], dW)
     product(tiles, dy[first:last], W_T, nothing, one, dx[first:last], x.dtype.type(-np.inf), nowhere, one)

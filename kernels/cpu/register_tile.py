@@ -98,7 +98,7 @@ class _Tile:
 
     def _start(self, numbers):
         if self.kind == ACCUMULATE:
-            return [[self._load(self.out, r, self.out_stride, j) for j in range(self.vectors)] for r in numbers]
+            return [[self.zeros] * self.vectors for _ in numbers]
         common = [self._load(self.c, self.zero, self.zero, j) for j in range(self.vectors)]
         factors = [self._broadcast(self.scale, self.builder.mul(self.scale_stride, r)) for r in numbers]
         return [[self.builder.fmul(factor, value) for value in common] for factor in factors]
@@ -133,14 +133,15 @@ class _Tile:
         if self.kind == ACCUMULATE:
             for r, values in zip(numbers, result, strict=True):
                 for j, value in enumerate(values):
-                    self._store(value, self.out, r, self.out_stride, j)
+                    self._add_to(self.out, r, self.out_stride, j, value)
             return
         finish = self._finish_plain if self.kind == PLAIN else self._finish_masked
-        totals = [self._load(self.sums, self.zero, self.zero, j) for j in range(self.vectors)]
+        # The rows of a tile are summed by themselves: a running sum over all rows would lose digits.
+        totals = [self.zeros] * self.vectors
         for r, values in zip(numbers, result, strict=True):
             totals = finish(r, values, totals)
         for j, total in enumerate(totals):
-            self._store(total, self.sums, self.zero, self.zero, j)
+            self._add_to(self.sums, self.zero, self.zero, j, total)
 
     def _finish_plain(self, r, values, totals):
         builder = self.builder
@@ -163,6 +164,9 @@ class _Tile:
             self._store(value, self.out, r, self.out_stride, j)
             added.append(builder.fadd(total, value))
         return added
+
+    def _add_to(self, base, row, stride, j, value):
+        self._store(self.builder.fadd(self._load(base, row, stride, j), value), base, row, stride, j)
 
     def _function(self, name, result, arguments, suffix=""):
         full_name = f"llvm.{name}.v{self.lanes}f{self.bits}{suffix}"

@@ -1,7 +1,7 @@
 r"""The canonical order: one order of the elements of each set, the same however they were listed.
 
-Elements are sorted by the bits of their numbers, column by column, and then by their weight. Two elements that tie are the
-same to the bit, so what is computed from the sorted set has the same bits for every order of the original.
+Elements are sorted by the bits of their numbers, column by column, and then by their weight. Two elements that tie are
+the same to the bit, so what is computed from the sorted set has the same bits for every order of the original.
 """
 
 import numpy as np
