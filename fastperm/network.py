@@ -12,6 +12,7 @@ from fastperm.parameters import Parameters
 from fastperm.sets import Sets, as_sets
 
 AGGREGATES = ("mean", "sum", "max")
+INVARIANCES = ("rounding", "bitwise")
 
 
 class Saved(NamedTuple):
@@ -101,7 +102,7 @@ class DeepSet:
         self.widths = _check_widths(width, self.depth)
         self.aggregate = check_choice(aggregate, "aggregate", AGGREGATES)
         self.pool = check_choice(pool, "pool", (*AGGREGATES, None))
-        self.invariance = check_choice(invariance, "invariance", ("rounding", "bitwise"))
+        self.invariance = check_choice(invariance, "invariance", INVARIANCES)
         self.dtype = check_dtype(dtype)
         self.backend = backends.resolve(backend)
         self.kernels = backends.get(self.backend)

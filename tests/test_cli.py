@@ -17,7 +17,7 @@ import fastperm
 from fastperm import backend, estimation
 from fastperm.cli import main, options
 from fastperm.cli.tables import column, table
-from fastperm.network import AGGREGATES
+from fastperm.network import AGGREGATES, INVARIANCES
 from fastperm.power_spectrum import _AMPLITUDES
 
 SMALL = (
@@ -84,6 +84,7 @@ def rows_of(output):
 def test_the_options_list_what_the_library_knows():
     assert ("auto", *backend.BACKENDS) == options.BACKENDS
     assert options.AGGREGATES == AGGREGATES
+    assert options.INVARIANCES == INVARIANCES
     assert tuple(_AMPLITUDES) == options.AMPLITUDES
 
 
@@ -121,6 +122,7 @@ def test_train_takes_every_option_of_task_network_and_training(tmp_path):
     arguments = (
         *("--k-max", 12, "--k-fin", "3:9", "--set-size", "8:16", "--power-law", 1.5, "--amplitudes", "lognormal"),
         *("--noise", 0.1, "--output", "power", "--width", "5,3,4", "--aggregate", "max", "--pool", "sum"),
+        *("--invariance", "bitwise"),
         *("--dtype", "float64", "--backend", "reference", "--steps", 3, "--batch", 4, "--learning-rate", 0.01),
         *("--beta1", 0.8, "--beta2", 0.99, "--seed", 5, "--every", 2, "--validate", 0, "--threads", 1, "--progress"),
     )
@@ -145,6 +147,7 @@ def test_train_takes_every_option_of_task_network_and_training(tmp_path):
         "out_features": 7,
         "aggregate": "max",
         "pool": "sum",
+        "invariance": "bitwise",
         "dtype": "float64",
     }
     assert settings["training"] == {

@@ -7,6 +7,7 @@ import click
 # Written out here, so that `fastperm --help` need not import the library; a test compares.
 BACKENDS = ("auto", "reference", "cpu", "cuda")
 AGGREGATES = ("mean", "sum", "max")
+INVARIANCES = ("rounding", "bitwise")
 AMPLITUDES = ("exponential", "fixed", "lognormal")
 DTYPES = ("float32", "float64")
 

@@ -9,6 +9,7 @@ from fastperm.cli.options import (
     AGGREGATES,
     AMPLITUDES,
     DTYPES,
+    INVARIANCES,
     NO_PICTURE,
     Range,
     Several,
@@ -20,7 +21,7 @@ from fastperm.cli.options import (
 from fastperm.cli.tables import span
 
 _TASK = ("k_max", "k_fin", "set_size", "power_law", "amplitudes", "noise", "output")
-_NETWORK = ("width", "depth", "aggregate", "pool", "dtype")
+_NETWORK = ("width", "depth", "aggregate", "pool", "invariance", "dtype")
 _TRAINING = ("steps", "batch", "learning_rate", "beta1", "beta2", "seed", "every", "validate")
 
 _DEPTH = 4
@@ -63,6 +64,12 @@ _positive = click.IntRange(min=1)
 )
 @click.option(
     "--pool", type=click.Choice(AGGREGATES), default="mean", help="How elements become one vector per set at the end."
+)
+@click.option(
+    "--invariance",
+    type=click.Choice(INVARIANCES),
+    default="rounding",
+    help="Whether the order of the samples may change the last digits of an estimate, or not a bit.",
 )
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Precision of the arithmetic.")
 @backend_option
@@ -148,7 +155,7 @@ def _build(options):
         )
         net = fastperm.DeepSet(
             *(task.in_features, width, depth or len(width), task.out_features),
-            **{name: options[name] for name in ("aggregate", "pool", "dtype", "backend", "seed")},
+            **{name: options[name] for name in ("aggregate", "pool", "invariance", "dtype", "backend", "seed")},
         )
         optimizer = fastperm.Adam(*(options[name] for name in ("learning_rate", "beta1", "beta2")))
     return task, net, optimizer
