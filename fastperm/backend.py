@@ -1,6 +1,7 @@
 """Choosing a backend is choosing a module: ``fastperm.kernels.reference`` or ``fastperm.kernels.cpu``."""
 
 import functools
+import warnings
 from importlib import import_module
 
 from fastperm.checks import check_choice
@@ -30,11 +31,19 @@ def resolve(name):
     ValueError
         If there is no such backend.
     RuntimeError
-        If the backend cannot be used here; the message says why. There is no silent fallback.
+        If the backend cannot be used here; the message says why.
+
+    Warns
+    -----
+    UserWarning
+        If "auto" has nothing faster than the reference to take.
     """
     check_choice(name, "backend", ("auto", *BACKENDS))
     if name == "auto":
-        return "cpu" if why_missing("cpu") is None else "reference"
+        if (reason := why_missing("cpu")) is None:
+            return "cpu"
+        warnings.warn(f"backend 'auto' takes the slow 'reference': 'cpu' is not available: {reason}", stacklevel=3)
+        return "reference"
     reason = why_missing(name)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} is not available: {reason}")

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 import fastperm
@@ -16,6 +20,13 @@ def test_a_backend_that_is_missing_says_why_and_nothing_falls_back():
         fastperm.DeepSet(2, 3, 1, 1, backend="cuda")
 
 
+def test_without_the_compiler_there_is_no_cpu_backend():
+    script = "from fastperm import backend; print(backend.why_missing('cpu'))"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert "NUMBA_DISABLE_JIT is set" in result.stdout
+
+
 def test_without_numba_the_reference_still_works(monkeypatch):
     def no_numba(name):
         if name.endswith(".cpu"):
@@ -25,7 +36,8 @@ def test_without_numba_the_reference_still_works(monkeypatch):
     monkeypatch.setattr(backend, "import_module", no_numba)
     backend.why_missing.cache_clear()
     try:
-        assert backend.resolve("auto") == "reference"
+        with pytest.warns(UserWarning, match="takes the slow 'reference': 'cpu' is not available: importing it failed"):
+            assert backend.resolve("auto") == "reference"
         with pytest.raises(RuntimeError, match="'cpu' is not available: importing it failed: no module named numba"):
             backend.resolve("cpu")
     finally:

@@ -50,6 +50,20 @@ def test_without_a_folder_to_write_to_it_still_works(tmp_path):
     assert run(blocked)[0] == 0
 
 
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_a_damaged_cache_is_written_anew(tmp_path, suffix):
+    run(tmp_path)
+    for path in tmp_path.glob(f"*{suffix}"):
+        path.write_bytes(path.read_bytes()[: 0 if suffix == ".nbi" else 100])
+    assert run(tmp_path)[0] == 0
+    assert run(tmp_path) == (1, 0)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_to_is_left_alone():
+    assert run("/proc/self")[0] == 0
+
+
 def test_a_change_in_any_source_file_is_noticed(monkeypatch, tmp_path):
     before = compiling._source_stamp()
     for path in Path(compiling.__file__).parent.glob("*.py"):

@@ -5,6 +5,7 @@ editable install, and it looks only at the file of the function itself: a change
 unnoticed. Here one stamp covers every source file of the backend.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -52,8 +53,25 @@ class _CacheImpl(caching.CompileResultCacheImpl):
 
 
 class _FunctionCache(caching.FunctionCache):
+    """A cache that may fail: what cannot be read is compiled again, what cannot be written is left."""
+
     _impl_class = _CacheImpl
 
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a damaged pickle can raise anything
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig, data):
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, and the cpu kernels are there in compiled form only")
 
 _OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}}
 _functions: list[CFunc] = []  # C functions live as long as the process: their addresses are handed out
@@ -75,9 +93,8 @@ def c_function(function, signature):
 
 
 def _cached(compiled, function):
-    try:
+    # In a home that cannot be written to, every process compiles anew.
+    with contextlib.suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
         compiled._cache = _FunctionCache(function)
-    except OSError:
-        pass  # a read-only home: compile anew in every process
     return compiled

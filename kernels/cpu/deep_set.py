@@ -6,13 +6,13 @@ lie in the core's cache, and only small gradients of the parameters leave. Memor
 way back the gradient of an activation takes the very place of that activation, whose sign is its mask.
 """
 
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
 from fastperm.kernels.cpu.compiling import jit
 from fastperm.kernels.cpu.equivariant import (
+    longest_set,
     mean_scales,
     set_forward,
     set_parameter_gradients,
@@ -30,7 +30,7 @@ from fastperm.kernels.cpu.pooling import (
     weights_or_empty,
 )
 from fastperm.kernels.cpu.product import product, product_accumulate, product_masked, tiles
-from fastperm.kernels.cpu.workers import chunk_bounds, for_each_chunk, run
+from fastperm.kernels.cpu.workers import chunk_bounds, for_each_chunk, run, task
 
 NO_POOL = -1
 
@@ -73,7 +73,7 @@ def deep_set_step(
     for first_set, last_set in pairwise(chunk_bounds(offsets)):
         parts.append(np.zeros_like(parameters))
         inputs = (tiles(x.dtype), x, offsets, weights, targets, parameters, transposed, widths)
-        tasks.append(partial(_step, first_set, last_set, *inputs, *how, parts[-1], losses))
+        tasks.append(task(_step, first_set, last_set, *inputs, *how, parts[-1], losses))
     run(tasks)
     for part in parts:
         gradients += part
@@ -125,14 +125,6 @@ def _transposed(parameters, widths):
 
 
 @jit
-def _longest(offsets, first_set, last_set):
-    longest = 0
-    for s in range(first_set, last_set):
-        longest = max(longest, offsets[s + 1] - offsets[s])
-    return longest
-
-
-@jit
 def _own_weights(weights, first, last):
     return weights if weights.size == 0 else weights[first:last]
 
@@ -148,20 +140,23 @@ def _pool_totals(y, w, pool, weight, totals, p):
 
 
 @jit
-def _set_forward(tiles, x, w, parameters, starts, widths, aggregate, pool, hidden, pooled, c, totals):
-    """Take one set forward and return h_D: ``pooled[i]`` gets what layer i, or the head, sees of the set."""
+def _set_forward(tiles, x, w, parameters, starts, widths, aggregate, pool, hidden, all_kept, pooled, c, totals):
+    """Take one set forward and return h_D: ``pooled[i]`` gets what layer i, or the head, sees of the set.
+
+    In ``hidden`` the h_i lie one behind the other if they are all kept; else two places take turns.
+    """
     depth = widths.size - 2
     n = len(x)
     one = np.ones(1, x.dtype)
     weight = total_weight(w, 0, n)
     pool_set(x, w, 0, n, aggregate, pooled[0, : widths[0]])
-    h = x
     place = 0
+    below = 0
     for i in range(depth):
         K_in, K_out = widths[i], widths[i + 1]
         W_self, W_pool, b = _layer(parameters, starts[i], K_in, K_out)
+        h = x if i == 0 else hidden[below : below + n * K_in].reshape(n, K_in)
         y = hidden[place : place + n * K_out].reshape(n, K_out)
-        place += n * K_out
         totals[:K_out] = 0
         set_forward(
             tiles, h, pooled[i, :K_in], W_self, W_pool, b, x.dtype.type(0), one if w.size == 0 else w, c[:K_out], y,
@@ -170,8 +165,9 @@ def _set_forward(tiles, x, w, parameters, starts, widths, aggregate, pool, hidde
         how = aggregate if i < depth - 1 else pool
         if how != NO_POOL:
             _pool_totals(y, w, how, weight, totals[:K_out], pooled[i + 1, :K_out])
-        h = y
-    return h
+        below = place
+        place = place + n * K_out if all_kept else (len(hidden) // 2 if place == 0 else 0)
+    return hidden[below : below + n * widths[depth]].reshape(n, widths[depth])
 
 
 @jit
@@ -195,7 +191,7 @@ def _answer(y, s, first, last, pool):
 def _forward(first_set, last_set, tiles, x, offsets, weights, parameters, widths, aggregate, pool, y):
     starts, depth = _layer_starts(widths), widths.size - 2
     widest = widths.max()
-    hidden = np.empty(_longest(offsets, first_set, last_set) * widths[1:-1].sum(), x.dtype)
+    hidden = np.empty(2 * longest_set(offsets, first_set, last_set) * widest, x.dtype)
     pooled = np.empty((depth + 1, widest), x.dtype)
     c, totals = np.empty(widest, x.dtype), np.empty(widest)
     W, b = _head(parameters, starts[depth], widths[depth], widths[depth + 1])
@@ -203,7 +199,7 @@ def _forward(first_set, last_set, tiles, x, offsets, weights, parameters, widths
         first, last = offsets[s], offsets[s + 1]
         w = _own_weights(weights, first, last)
         h = _set_forward(
-            tiles, x[first:last], w, parameters, starts, widths, aggregate, pool, hidden, pooled, c, totals
+            tiles, x[first:last], w, parameters, starts, widths, aggregate, pool, hidden, False, pooled, c, totals
         )
         _set_head(tiles, h, pooled[depth, : len(W)], W, b, pool, _answer(y, s, first, last, pool))
 
@@ -227,7 +223,7 @@ def _step(
 ):
     starts, depth = _layer_starts(widths), widths.size - 2
     widest, K_fin, K_last = widths.max(), widths[depth + 1], widths[depth]
-    longest = _longest(offsets, first_set, last_set)
+    longest = longest_set(offsets, first_set, last_set)
     hidden = np.empty(longest * widths[1:-1].sum(), x.dtype)
     spare = np.empty(longest * widest if aggregate == MAX else 0, x.dtype)
     pooled = np.empty((depth + 1, widest), x.dtype)
@@ -246,7 +242,7 @@ def _step(
         n = last - first
         w = _own_weights(weights, first, last)
         h = _set_forward(
-            tiles, x[first:last], w, parameters, starts, widths, aggregate, pool, hidden, pooled, c, totals
+            tiles, x[first:last], w, parameters, starts, widths, aggregate, pool, hidden, True, pooled, c, totals
         )
         own = 1 if pool != NO_POOL else n
         _set_head(tiles, h, pooled[depth, : len(W)], W, b, pool, y[:own])

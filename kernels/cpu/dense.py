@@ -3,13 +3,11 @@
 Rows are spread over threads like sets: fixed chunks, parameter gradients added up in the order of the chunks.
 """
 
-from functools import partial
-
 import numpy as np
 
 from fastperm.kernels.cpu.compiling import jit
 from fastperm.kernels.cpu.product import product, product_accumulate, tiles
-from fastperm.kernels.cpu.workers import CHUNKS, run
+from fastperm.kernels.cpu.workers import CHUNKS, run, task
 
 
 def dense_forward(
@@ -19,7 +17,7 @@ def dense_forward(
     *,
     y,  # (R, K_out)
 ):
-    run([partial(_forward, first, last, tiles(x.dtype), x, W, b, y) for first, last in _row_chunks(len(x))])
+    run([task(_forward, first, last, tiles(x.dtype), x, W, b, y) for first, last in _row_chunks(len(x))])
 
 
 def dense_backward(
@@ -33,7 +31,7 @@ def dense_backward(
 ):
     W_T = np.ascontiguousarray(W.T)
     chunks = [(*ends, np.zeros_like(dW), np.zeros_like(db)) for ends in _row_chunks(len(x))]
-    run([partial(_backward, first, last, tiles(x.dtype), dy, x, W_T, dx, *parts) for first, last, *parts in chunks])
+    run([task(_backward, first, last, tiles(x.dtype), dy, x, W_T, dx, *parts) for first, last, *parts in chunks])
     for _, _, dW_part, db_part in chunks:
         dW += dW_part
         db += db_part

@@ -5,7 +5,6 @@ pooled term and the bias being the start of the product and ReLU its finish; set
 chunks, each with parameter gradients of its own that are added up in the order of the chunks.
 """
 
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +21,7 @@ from fastperm.kernels.cpu.pooling import (
     weights_or_empty,
 )
 from fastperm.kernels.cpu.product import product, product_accumulate, tiles
-from fastperm.kernels.cpu.workers import chunk_bounds, for_each_chunk, run
+from fastperm.kernels.cpu.workers import chunk_bounds, for_each_chunk, run, task
 
 FLOORS = {"relu": 0.0, "identity": -np.inf}
 
@@ -74,7 +73,7 @@ def equivariant_backward(
         own = (np.zeros_like(dW_self), np.zeros_like(dW_pool), np.zeros_like(db))
         gradients.append(own)
         inputs = (tiles(x.dtype), dy, x, y, m, offsets, weights, W_self_T, W_pool_T, code, relu)
-        tasks.append(partial(_backward, first_set, last_set, *inputs, dx, *own))
+        tasks.append(task(_backward, first_set, last_set, *inputs, dx, *own))
     run(tasks)
     for total, *parts in zip((dW_self, dW_pool, db), *gradients, strict=True):
         for part in parts:
@@ -106,6 +105,15 @@ def set_pooled_gradient(tiles, G, W_pool_T, dm):
     """Write dm = G W_poolᵀ (K_in,)."""
     one, start, nowhere = np.ones(1, dm.dtype), np.zeros_like(dm), np.empty(dm.size)
     product(tiles, G, W_pool_T, start, one, dm, dm.dtype.type(-np.inf), nowhere, one)
+
+
+@jit
+def longest_set(offsets, first_set, last_set):
+    """Return the number of elements of the longest of these sets."""
+    longest = 0
+    for s in range(first_set, last_set):
+        longest = max(longest, offsets[s + 1] - offsets[s])
+    return longest
 
 
 @jit
@@ -147,9 +155,7 @@ def _backward(
     db,
 ):
     K_out, K_in = W_self_T.shape
-    longest = 0
-    for s in range(first_set, last_set):
-        longest = max(longest, offsets[s + 1] - offsets[s])
+    longest = longest_set(offsets, first_set, last_set)
     g = np.empty((longest, K_out), dy.dtype)
     scales = np.empty(longest, dy.dtype)
     G = np.empty(K_out, dy.dtype)

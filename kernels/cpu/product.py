@@ -33,6 +33,8 @@ from fastperm.kernels.cpu.register_tile import ACCUMULATE, MASKED, PLAIN, VECTOR
 # Rows whose sums are taken in the working precision before they go to float64: a multiple of every tile's rows, and
 # few enough that float32 results are as exact as PyTorch's (`tests/test_rivals.py`); 1008 were not.
 ROW_BLOCK = 168
+# Elements whose outer products are summed by themselves before they are added to a gradient.
+STEP_BLOCK = 1024
 
 
 def _make_driver(kind):
@@ -177,9 +179,10 @@ def product_accumulate(
     """Add xᵀ g to out. All arrays C-contiguous."""
     n, columns = out.shape
     steps = x.size // n
-    operands = (
-        columns, _pointer(x, 0), 1, n, _pointer(g, 0), columns, _pointer(g, 0), _pointer(g, 0), 0,
-        _pointer(out, 0), columns, n, steps, out[0, 0], _pointer(g, 0), _pointer(g, 0), 0,
-        VECTOR_BYTES // out.itemsize,
-    )  # fmt: skip
-    _call(tiles[ACCUMULATE], operands)
+    for first in range(0, steps, STEP_BLOCK):
+        operands = (
+            columns, _pointer(x, first * n), 1, n, _pointer(g, first * columns), columns, _pointer(g, 0),
+            _pointer(g, 0), 0, _pointer(out, 0), columns, n, min(STEP_BLOCK, steps - first), out[0, 0],
+            _pointer(g, 0), _pointer(g, 0), 0, VECTOR_BYTES // out.itemsize,
+        )  # fmt: skip
+        _call(tiles[ACCUMULATE], operands)

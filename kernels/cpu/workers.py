@@ -80,8 +80,25 @@ def run(tasks):
 
 def for_each_chunk(function, offsets, *arguments):
     """Call ``function(first_set, last_set, *arguments)`` for every chunk of the batch."""
-    bounds = chunk_bounds(offsets)
-    run([partial(function, *ends, *arguments) for ends in pairwise(bounds)])
+    run([task(function, *ends, *arguments) for ends in pairwise(chunk_bounds(offsets))])
+
+
+def task(function, *arguments):
+    """Return the call of a compiled function, to be given to `run`."""
+    return partial(function, *(_writable(a) if isinstance(a, np.ndarray) else a for a in arguments))
+
+
+class _Memory:
+    """Somebody's array, without the mark that it is read-only."""
+
+    def __init__(self, array):
+        self.array = array  # kept alive
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def _writable(array):
+    """Return the array as one that may be written to: for Numba a read-only one is another type, compiled anew."""
+    return array if array.flags.writeable else np.asarray(_Memory(array))
 
 
 def _start(work, threads):
@@ -92,7 +109,10 @@ def _start(work, threads):
                 _pool.shutdown(wait=False)
             _pool = ThreadPoolExecutor(threads, thread_name_prefix="fastperm")
             _pool_size = threads
-        return [_pool.submit(work) for _ in range(threads)]
+        try:
+            return [_pool.submit(work) for _ in range(threads)]
+        except RuntimeError:  # the interpreter is shutting down: the caller works alone
+            return []
 
 
 def _forget_pool():
