@@ -8,12 +8,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import fastperm
+from fastperm import backend as backends
 from fastperm.adam import Adam
 from fastperm.files import replacing
 from fastperm.network import DeepSet
 
 _NETWORK, _CHECKPOINT = "fastperm network", "fastperm checkpoint"
 _FORMAT_VERSION = 1
+
+# The columns of a history.
+COLUMNS = ("step", "loss", "validation_loss", "seconds")
 
 
 def save_network(net, path):
@@ -51,8 +55,9 @@ def load(path, backend="auto"):
     ValueError
         If the file is damaged, or not a fastperm network.
     """
+    backend = backends.resolve(backend)
     header, arrays = _read(path, _NETWORK)
-    return _network(path, header, arrays, backend)
+    return _network(path, _NETWORK, header, arrays, backend)
 
 
 def save_checkpoint(path, net, optimizer, history, settings):
@@ -67,7 +72,7 @@ def save_checkpoint(path, net, optimizer, history, settings):
     optimizer : Adam
         The optimiser, with its moments.
     history : dict of str to list of float
-        The history so far, one entry per step.
+        The history so far, its `COLUMNS` with one entry per step.
     settings : dict
         JSON-able values that a run which goes on must agree with.
     """
@@ -94,22 +99,69 @@ def load_checkpoint(path, backend="auto"):
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        As in `load`.
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, not a fastperm checkpoint, or its parts do not fit each other.
     """
+    backend = backends.resolve(backend)
     header, arrays = _read(path, _CHECKPOINT)
     parts = {
         part: {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
         for part in ("network", "optimizer", "history")
     }
-    net = _network(path, header, parts["network"], backend)
+    net = _network(path, _CHECKPOINT, header, parts["network"], backend)
     try:
         optimizer = Adam(**header["optimizer"])
-        optimizer.load_state(parts["optimizer"])
         settings = header["settings"]
+        if not isinstance(settings, dict):
+            raise TypeError(f"settings must be a dict, got {settings!r}")
     except (KeyError, TypeError, ValueError) as error:
-        raise _not_ours(path, _CHECKPOINT, f"its header or its optimiser is incomplete ({error!r})") from error
-    return net, optimizer, {name: values.tolist() for name, values in parts["history"].items()}, settings
+        raise _not_ours(path, _CHECKPOINT, f"its header is incomplete ({error!r})") from error
+    why = _history_flaw(parts["history"]) or _state_flaw(net, parts["optimizer"], len(parts["history"]["step"]))
+    if why is not None:
+        raise _not_ours(path, _CHECKPOINT, why)
+    optimizer.load_state(parts["optimizer"])
+    return net, optimizer, {name: parts["history"][name].tolist() for name in COLUMNS}, settings
+
+
+def _history_flaw(history):
+    """Return what is wrong with the columns of a history, or None."""
+    if different := sorted(history.keys() ^ set(COLUMNS)):
+        return f"the columns of its history are not {', '.join(COLUMNS)}; they differ in {', '.join(different)}"
+    n = history["step"].size
+    for name, values in history.items():
+        if values.shape != (n,) or values.dtype != np.float64:
+            return f"{name} in its history is {values.dtype} of shape {values.shape}, not float64 of shape ({n},)"
+    if not np.array_equal(history["step"], np.arange(1, n + 1)):
+        return f"the steps in its history are not 1 ... {n}"
+    # The validation loss is NaN where it was not measured.
+    for name in ("loss", "seconds"):
+        if not np.isfinite(history[name]).all():
+            return f"{name} in its history is not finite"
+    return None
+
+
+def _state_flaw(net, state, steps):
+    """Return what is wrong with parameters and moments after so many steps, or None."""
+    if not np.isfinite(net.parameters.flat).all():
+        return "a parameter is not finite"
+    taken = state.get("steps")
+    if taken is None or taken.shape != () or taken.dtype.kind != "i" or taken != steps:
+        return f"its optimiser has taken {taken} steps, its history has {steps}"
+    moments = {name: array for name, array in state.items() if name != "steps"}
+    wanted = {f"{moment}.{name}": array for moment in ("first", "second") for name, array in net.parameters.items()}
+    if steps == 0:
+        wanted = {}
+    if different := sorted(moments.keys() ^ wanted.keys()):
+        return f"the moments of its optimiser do not fit its parameters: {', '.join(different)}"
+    for name, array in moments.items():
+        if (why := _unlike(array, wanted[name])) is not None:
+            return f"the moment {name} is {why}"
+        # A moment may have overflowed to infinity; NaN would have spoilt the parameters.
+        if np.isnan(array).any():
+            return f"the moment {name} is NaN"
+    return None
 
 
 def _write(path, kind, header, arrays):
@@ -146,26 +198,26 @@ def _read(path, kind):
     return header, arrays
 
 
-def _network(path, header, parameters, backend):
+def _network(path, kind, header, parameters, backend):
     try:
         net = DeepSet(**header["network"], backend=backend, seed=0)
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and "backend" in str(error):
-            raise
-        raise _not_ours(path, _NETWORK, f"its configuration makes no network ({error})") from error
+        raise _not_ours(path, kind, f"its configuration makes no network ({error})") from error
     if parameters.keys() != net.parameters.keys():
         different = ", ".join(sorted(parameters.keys() ^ net.parameters.keys()))
-        raise _not_ours(path, _NETWORK, f"its parameters do not fit its configuration: {different}")
+        raise _not_ours(path, kind, f"its parameters do not fit its configuration: {different}")
     for name, array in parameters.items():
-        if array.shape != net.parameters[name].shape or array.dtype != net.dtype:
-            wanted = net.parameters[name]
-            raise _not_ours(
-                path,
-                _NETWORK,
-                f"{name} is {array.dtype} of shape {array.shape}, not {wanted.dtype} of shape {wanted.shape}",
-            )
+        if (why := _unlike(array, net.parameters[name])) is not None:
+            raise _not_ours(path, kind, f"{name} is {why}")
     net.parameters.update(parameters)
     return net
+
+
+def _unlike(array, wanted):
+    """Return how shape or dtype of an array differ from those wanted, or None."""
+    if array.shape == wanted.shape and array.dtype == wanted.dtype:
+        return None
+    return f"{array.dtype} of shape {array.shape}, not {wanted.dtype} of shape {wanted.shape}"
 
 
 def _not_ours(path, kind, why):

@@ -104,11 +104,22 @@ def estimate_log_powers(net, task, x, y):
     ndarray of float64, shape (task.out_features,)
         Estimate of log p_k (natural logarithm) in the order of ``task.frequencies``; the same bits in whatever order
         the samples are listed. NaN where a network that was trained on p_k itself estimates no positive power.
+
+    Raises
+    ------
+    FloatingPointError
+        If what the network returns is not finite.
     """
     x, y = wrap(x), np.asarray(y, np.float64)
-    # Sums in float32 depend on the order of their terms in the last digits: bring the samples into one.
+    # Sums in float32 depend on the order of their terms in the last digits. A network with invariance="bitwise" sees
+    # to that itself; sorted here, the samples give the same bits with any network.
     order = np.lexsort((y, x))
-    estimates = net(np.stack([x[order], y[order]], axis=1)[None])[0].astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        estimates = net(np.stack([x[order], y[order]], axis=1)[None])[0].astype(np.float64)
+    if not np.isfinite(estimates).all():
+        raise FloatingPointError(
+            f"the network's estimates are not finite; the samples reach {np.abs(y).max():.2g} in size"
+        )
     if task.output == "power":
         return np.log(estimates, out=np.full_like(estimates, np.nan), where=estimates > 0)
     return estimates

@@ -1,14 +1,23 @@
 """Files are written whole or not at all."""
 
 import contextlib
+import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
+
+# Asking for the umask means setting it: done once, before there are threads that could see the other one.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 
 
 @contextlib.contextmanager
 def replacing(path):
-    """Give a temporary name beside ``path``; what is written there takes its place if the block ends without error.
+    """Give a temporary name; what is written there takes the place of ``path`` if the block ends without error.
+
+    Of a symbolic link the target is replaced, and the link stays. Into what is no regular file, such as a device or a
+    FIFO, the finished content is copied.
 
     Parameters
     ----------
@@ -19,11 +28,26 @@ def replacing(path):
     ------
     pathlib.Path
         The temporary name, with the suffix of ``path``.
+
+    Raises
+    ------
+    IsADirectoryError
+        If ``path`` is a folder.
+    OSError
+        If the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    special = path.exists() and not path.is_file()
+    target = Path(os.path.realpath(path))
+    if special:
+        folder = Path(tempfile.gettempdir())
+    else:
+        folder = target.parent
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=folder)
     except OSError as error:
         # Name the file that was asked for, not the temporary one.
         raise type(error)(error.errno, error.strerror, str(path)) from None
@@ -31,12 +55,14 @@ def replacing(path):
     temporary = Path(name)
     try:
         yield temporary
+        if special:
+            with temporary.open("rb") as content, path.open("wb") as sink:
+                shutil.copyfileobj(content, sink)
+            return
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         # mkstemp makes files that only their owner can read; a result is for everybody the umask lets in.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        temporary.chmod(0o666 & ~_UMASK)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,23 +1,22 @@
 """Training: one step, and a run that can be stopped at any moment and taken up again to the bit."""
 
 import csv
+import os
 import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from fastperm.adam import Adam
-from fastperm.checkpoints import load_checkpoint, save_checkpoint
+from fastperm.checkpoints import COLUMNS, load_checkpoint, save_checkpoint
 from fastperm.checks import check_integer
 from fastperm.files import replacing
 from fastperm.losses import as_targets
-
-COLUMNS = ("step", "loss", "validation_loss", "seconds")
 
 # Streams of random numbers that a run draws from; SeedSequence keeps them apart.
 _TRAINING, _VALIDATION = 0, 1
@@ -82,7 +81,7 @@ def train(
     net : DeepSet
         The network; trained in place.
     task : object with ``sample(batch, generator) -> (sets, targets)``
-        Where fresh batches come from, such as `PowerSpectrum`.
+        Where fresh batches come from, such as `PowerSpectrum`. Its ``config()`` is what a checkpoint remembers of it.
     steps : int
         Number of the last step, counted from the beginning of the run, resumed or not; a checkpoint that is there
         already is returned as it is.
@@ -91,14 +90,17 @@ def train(
     seed : int, default=0
         What the batches are drawn from.
     optimizer : Adam or None, default=None
-        The optimiser; None makes an `Adam` with its defaults. Resuming puts the saved moments into it.
+        The optimiser; None makes an `Adam` with its defaults. Resuming puts the saved moments into it. A run with a
+        checkpoint begins with one that has taken no steps yet.
     checkpoint : path-like or None, default=None
         File that the state is written to, every ``every`` steps and at the end. It replaces the earlier one when it
         is complete.
     every : int, default=100
         Steps between checkpoints, and between validations.
     resume : bool, default=False
-        Go on from ``checkpoint`` if it is there. A checkpoint of another network, seed, batch size or task is refused.
+        Go on from ``checkpoint`` if it is there. A checkpoint of another network, seed, batch size, task or optimiser
+        is refused; only the learning rate may change. A task without ``config()``, or with functions in it, cannot be
+        compared: that it is the same is then up to the caller.
     progress : bool, default=True
         Show a progress bar with loss and sets per second on standard error.
     validate : int, (sets, targets) or None, default=256
@@ -126,7 +128,8 @@ def train(
     FileExistsError
         If the checkpoint is there and ``resume`` is false.
     ValueError
-        If the checkpoint belongs to another run or is damaged, or an argument is out of range.
+        If the checkpoint belongs to another run or is damaged, an argument is out of range, or checkpoint and history
+        are one file.
     """
     steps = check_integer(steps, "steps", minimum=0)
     batch = check_integer(batch, "batch", minimum=1)
@@ -141,10 +144,14 @@ def train(
     checkpoint = None if checkpoint is None else Path(checkpoint)
     if history is None and checkpoint is not None:
         history = checkpoint.with_suffix(".csv")
+    if checkpoint is not None and os.path.realpath(checkpoint) == os.path.realpath(history):
+        raise ValueError(f"checkpoint and history would both be {checkpoint}; give one of them another name")
     if checkpoint is not None and checkpoint.exists():
         if not resume:
             raise FileExistsError(f"{checkpoint} is there already; resume=True goes on from it, or move it away")
         records = _resume(checkpoint, net, optimizer, settings)
+    elif checkpoint is not None and optimizer.steps > 0:
+        raise ValueError(f"a run with a checkpoint begins with a new optimizer, got one of {optimizer.steps} steps")
     first = len(records["step"])
     validation = _validation(net, task, validate, seed) if first < steps else None
     before = records["seconds"][-1] if first else 0.0
@@ -159,7 +166,13 @@ def train(
 
     bar = tqdm(total=steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True)
     start = time.perf_counter()
-    with bar, _held_interrupt() as interrupted:
+
+    def announce():
+        if progress:
+            with suppress(RuntimeError):  # Ctrl-C came in the middle of writing to the same stream
+                bar.write("finishing the step ...", file=sys.stderr)
+
+    with bar, _held_interrupt(announce) as interrupted:
         for step in range(first + 1, steps + 1):
             sets, targets = task.sample(batch, _generator(seed, _TRAINING, step))
             try:
@@ -210,7 +223,9 @@ def _settings(task, batch, seed):
 def _resume(checkpoint, net, optimizer, settings):
     """Put the saved state into ``net`` and ``optimizer`` and return the history."""
     saved_net, saved_optimizer, records, saved_settings = load_checkpoint(checkpoint, net.backend)
-    mine, theirs = {**net.config(), **settings}, {**saved_net.config(), **saved_settings}
+    mine = {**optimizer.config(), **net.config(), **settings}
+    theirs = {**saved_optimizer.config(), **saved_net.config(), **saved_settings}
+    del mine["learning_rate"]  # which may change on the way
     for name, value in mine.items():
         if theirs.get(name) != value:
             raise ValueError(
@@ -244,8 +259,11 @@ def _kept(checkpoint):
 
 
 @contextmanager
-def _held_interrupt():
-    """Give an event that Ctrl-C sets, instead of breaking off within a step; a second Ctrl-C does break off."""
+def _held_interrupt(announce):
+    """Give an event that Ctrl-C sets, instead of breaking off within a step; a second Ctrl-C does break off.
+
+    ``announce()`` is called at the first.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted  # only the main thread is asked about signals
@@ -255,6 +273,7 @@ def _held_interrupt():
     def remember(number, frame):
         interrupted.set()
         signal.signal(signal.SIGINT, before)
+        announce()
 
     if before is not None:  # None: a handler that is not Python's, which could not be put back
         signal.signal(signal.SIGINT, remember)

@@ -133,6 +133,83 @@ def test_a_checkpoint_is_no_network_and_a_network_no_checkpoint(saved, tmp_path)
         fastperm.load(tmp_path / "state.safetensors")
 
 
+@pytest.fixture
+def state(tmp_path):
+    """A checkpoint after two steps."""
+    task = fastperm.PowerSpectrum(k_max=2, k_fin=2, set_size=5)
+    net = fastperm.DeepSet(2, 3, 1, 2, dtype="float64", backend="reference", seed=0)
+    path = tmp_path / "state.safetensors"
+    fastperm.train(net, task, steps=2, batch=2, validate=None, progress=False, checkpoint=path)
+    return path
+
+
+def change(name, spoil):
+    return lambda arrays: {n: np.asarray(spoil(a)) if n == name else a for n, a in arrays.items()}
+
+
+def header_with(path, **parts):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return json.dumps({**json.loads(file.metadata()["header"]), **parts})
+
+
+BAD_STATES = {
+    "no history": (
+        lambda arrays: {n: a for n, a in arrays.items() if not n.startswith("history.")},
+        "the columns of its history are not step, loss, validation_loss, seconds; they differ in loss, seconds, step",
+    ),
+    "no loss": (without("history.loss"), "the columns of its history .* differ in loss"),
+    "short column": (
+        change("history.seconds", lambda a: a[:1]),
+        r"seconds in its history is float64 of shape \(1,\), not float64 of shape \(2,\)",
+    ),
+    "steps without shape": (change("history.step", lambda a: a[0].reshape(())), "in its history is float64 of"),
+    "NaN steps": (change("history.step", lambda a: a * np.nan), r"the steps in its history are not 1 \.\.\. 2"),
+    "other steps": (change("history.step", lambda a: a + 1), r"the steps in its history are not 1 \.\.\. 2"),
+    "NaN loss": (change("history.loss", lambda a: a * np.nan), "loss in its history is not finite"),
+    "NaN parameter": (change("network.head.bias", lambda a: a * np.nan), "a parameter is not finite"),
+    "missing parameter": (without("network.head.bias"), "do not fit its configuration: head.bias"),
+    "no steps": (without("optimizer.steps"), "its optimiser has taken None steps, its history has 2"),
+    "steps of another run": (change("optimizer.steps", lambda a: a + 1), "has taken 3 steps, its history has 2"),
+    "a list of steps": (change("optimizer.steps", lambda a: np.array([2, 2])), "its optimiser has taken"),
+    "no moments": (
+        lambda arrays: {n: a for n, a in arrays.items() if not n.startswith(("optimizer.first", "optimizer.second"))},
+        "the moments of its optimiser do not fit its parameters: first.",
+    ),
+    "a moment missing": (without("optimizer.second.head.bias"), "do not fit its parameters: second.head.bias"),
+    "a moment's shape": (change("optimizer.first.head.bias", lambda a: a[:1]), r"first.head.bias is float64 of shape"),
+    "a moment's dtype": (
+        change("optimizer.first.head.bias", lambda a: a.astype(np.float32)),
+        "the moment first.head.bias is float32",
+    ),
+    "NaN moment": (change("optimizer.first.head.bias", lambda a: a * np.nan), "the moment first.head.bias is NaN"),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_STATES)
+def test_damaged_checkpoints_are_clear_errors(state, damage):
+    spoil, message = BAD_STATES[damage]
+    load_checkpoint(state)
+    rewrite(state, spoil)
+    with pytest.raises(ValueError, match=f"state.safetensors is not a fastperm checkpoint: .*{message}"):
+        load_checkpoint(state)
+
+
+@pytest.mark.parametrize("parts", [{"settings": None}, {"optimizer": None}, {"optimizer": {"beta1": 2}}])
+def test_damaged_headers_of_checkpoints_are_clear_errors(state, parts):
+    rewrite(state, header=header_with(state, **parts))
+    with pytest.raises(ValueError, match="is not a fastperm checkpoint: its header is incomplete"):
+        load_checkpoint(state)
+
+
+def test_a_configuration_that_speaks_of_backends_is_a_bad_file(saved):
+    _, path = saved
+    rewrite(path, header=json.dumps({"network": {"in_features": 2, "aggregate": "backend"}}))
+    with pytest.raises(ValueError, match="is not a fastperm network: its configuration makes no network"):
+        fastperm.load(path)
+
+
 def test_an_unknown_backend_is_not_taken_for_a_bad_file(saved):
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'reference', 'cpu', 'cuda', got 'gpu'"):
         fastperm.load(saved[1], backend="gpu")

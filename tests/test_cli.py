@@ -124,7 +124,8 @@ def test_train_takes_every_option_of_task_network_and_training(tmp_path):
         *("--noise", 0.1, "--output", "power", "--width", "5,3,4", "--aggregate", "max", "--pool", "sum"),
         *("--invariance", "bitwise"),
         *("--dtype", "float64", "--backend", "reference", "--steps", 3, "--batch", 4, "--learning-rate", 0.01),
-        *("--beta1", 0.8, "--beta2", 0.99, "--seed", 5, "--every", 2, "--validate", 0, "--threads", 1, "--progress"),
+        *("--beta1", 0.8, "--beta2", 0.99, "--epsilon", 1e-6, "--seed", 5, "--every", 2, "--validate", 0),
+        *("--threads", 1, "--progress"),
     )
     result = run("train", "--out", tmp_path / "all", *arguments)
     assert "sets/s" in result.stderr
@@ -156,6 +157,7 @@ def test_train_takes_every_option_of_task_network_and_training(tmp_path):
         "learning_rate": 0.01,
         "beta1": 0.8,
         "beta2": 0.99,
+        "epsilon": 1e-6,
         "seed": 5,
         "every": 2,
         "validate": 0,
@@ -197,6 +199,14 @@ def test_evaluate_over_set_sizes_and_frequencies(trained, tmp_path):
     deviations = [float(row["standard_error"]) for row in at_20]
     np.testing.assert_allclose(deviations[:-1], squared.std(axis=0, ddof=1) / np.sqrt(50))
     np.testing.assert_allclose(deviations[-1], squared.mean(axis=1).std(ddof=1) / np.sqrt(50))
+
+
+def test_evaluate_writes_csv_to_standard_output(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("evaluate", trained[0], "--sets", 5, "--csv")
+    run(*arguments, "errors.csv")
+    assert run(*arguments, "-").stdout.splitlines() == (tmp_path / "errors.csv").read_text().splitlines()
+    assert [path.name for path in tmp_path.iterdir()] == ["errors.csv"]
 
 
 def test_evaluation_is_the_same_however_the_sets_are_batched(trained, monkeypatch):
@@ -292,6 +302,23 @@ def test_predict_out(trained, samples, tmp_path, out):
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"star.v2.csv", "star.v2.png"}
 
 
+def test_predict_out_is_a_folder_or_nothing(trained, samples, tmp_path):
+    (tmp_path / "here.csv").mkdir()
+    run("predict", trained[0], samples, "--out", tmp_path / "here.csv")
+    written = {path.name for path in (tmp_path / "here.csv").iterdir()}
+    assert written == {"samples-spectrum.csv", "samples-spectrum.png"}
+    assert "--out is empty" in errors_of(run("predict", trained[0], samples, "--out", "", code=2))
+
+
+@pytest.mark.parametrize(("estimate", "message"), [(np.inf, "are not finite"), (1e3, "is beyond all numbers")])
+def test_predict_refuses_estimates_that_are_not_finite(trained, samples, estimate, message, monkeypatch):
+    monkeypatch.setattr(fastperm.DeepSet, "__call__", lambda net, sets: np.full((1, 4), estimate, np.float32))
+    result = run("predict", trained[0], samples, code=1)
+    assert message in errors_of(result)
+    assert result.stdout == ""
+    assert [path.name for path in samples.parent.iterdir()] == ["samples.csv"]
+
+
 def test_predict_does_not_overwrite_the_samples(trained, samples):
     before = samples.read_text()
     assert "would overwrite the samples" in errors_of(run("predict", trained[0], samples, "--out", samples, code=2))
@@ -329,6 +356,8 @@ BAD_SAMPLES = {
     "two headers": ("x,y\nrad,V\n1,2\n", "{path}, line 2: x must be a number, got 'rad'"),
     "header later": ("1,2\nx,y\n", "{path}, line 2: x must be a number, got 'x'"),
     "decimal commas in one line": ("1,5;2,5\n", "{path}, line 1: x must be a number, got '1,5'"),
+    "underscores": ("1_0,2\n", "{path}, line 1: x must be a number, got '1_0'"),
+    "full-width digits": ("1,\uff12\n", "{path}, line 1: y must be a number, got '\uff12'"),
     "dashes": ("- -\n1 2\n", "{path}, line 1: x must be a number, got '-'"),
     "nan": ("# NaN below\n1,2\n1,nan\n", "{path}, line 3: y must be finite and at most 3.4e+38 in size, got 'nan'"),
     "infinity": ("-inf 2\n", "{path}, line 1: x must be finite and at most 3.4e+38 in size, got '-inf'"),
@@ -375,6 +404,10 @@ def test_runs_that_are_not_there(tmp_path, samples, command):
     assert "run.json is damaged: " in error_of(tmp_path)
 
 
+def change_in(part, **changes):
+    return lambda settings: {**settings, part: {**settings[part], **changes}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -382,8 +415,17 @@ def test_runs_that_are_not_there(tmp_path, samples, command):
         (lambda settings: {**settings, "format": "other"}, "run.json was not written by `fastperm train`"),
         (lambda settings: {**settings, "format_version": 2}, "has format version 2, this fastperm reads 1"),
         (lambda settings: {**settings, "task": None}, "run.json is damaged: it has no task"),
-        (lambda settings: {**settings, "task": {"k_max": -1}}, "run.json describes no task: k_max must be at least 1"),
-        (lambda settings: {**settings, "task": {"k_fin": 2}}, "do not belong together"),
+        (change_in("task", k_max=-1), "run.json is damaged: its task is unusable: k_max must be at least 1"),
+        (change_in("task", k_fin=2), "do not belong together"),
+        (change_in("network", width=5), "run.json is damaged: its network is unusable: width must be a list, got 5"),
+        (change_in("network", width=["a", 4]), "run.json is damaged: its network is unusable: width"),
+        (change_in("network", pool="median"), "run.json is damaged: its network is unusable: pool must be one of"),
+        (change_in("training", steps="20"), "run.json is damaged: its training is unusable: steps must be an integer"),
+        (change_in("training", beta1=None), "run.json is damaged: its training is unusable: beta1 must be a number"),
+        (lambda settings: {**settings, "task": {}}, "run.json is damaged: its task has no k_max, k_fin, set_size"),
+        (lambda settings: {**settings, "network": {}}, "run.json is damaged: its network has no in_features, width"),
+        (lambda settings: {**settings, "training": {}}, "run.json is damaged: its training has no steps, batch"),
+        (lambda settings: {**settings, "backend": 5}, "run.json is damaged: backend must be one of"),
     ],
 )
 def test_settings_that_do_not_fit(trained, tmp_path, change, message):
@@ -392,6 +434,26 @@ def test_settings_that_do_not_fit(trained, tmp_path, change, message):
     (tmp_path / "run.json").write_text(json.dumps(change(settings)))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     assert message in errors_of(run("evaluate", tmp_path, code=1))
+
+
+def test_resume_needs_settings_that_are_whole(trained, tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes((trained[0] / "checkpoint.safetensors").read_bytes())
+    message = f"{tmp_path} has a checkpoint.safetensors but no run.json"
+    assert message in errors_of(run("train", "--out", tmp_path, "--resume", code=1))
+    settings = json.loads((trained[0] / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(change_in("network", width=5)(settings)))
+    assert "its network is unusable: width" in errors_of(run("train", "--out", tmp_path, "--resume", code=1))
+
+
+def test_resume_of_a_run_from_before_invariance_and_epsilon(trained, tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes((trained[0] / "checkpoint.safetensors").read_bytes())
+    settings = json.loads((trained[0] / "run.json").read_text())
+    del settings["network"]["invariance"], settings["training"]["epsilon"]
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    run("train", "--out", tmp_path, "--resume")
+    assert_same_weights(tmp_path, trained[0])
+    result = run("train", "--out", tmp_path, "--resume", "--invariance", "bitwise", code=1)
+    assert "--invariance rounding, which cannot become bitwise" in errors_of(result)
 
 
 def test_a_damaged_model(trained, tmp_path):
@@ -451,6 +513,7 @@ def test_resume_with_fewer_steps_says_that_they_are_behind(trained):
         (("--batch", 9), "--batch 8, which cannot become 9"),
         (("--set-size", "20:40"), "--set-size 20, which cannot become 20:40"),
         (("--k-max", 5), "--k-max 4, which cannot become 5"),
+        (("--epsilon", 1e-3), "--epsilon 1e-07, which cannot become 0.001"),
     ],
 )
 def test_resume_refuses_another_run(trained, conflict, message):
@@ -568,6 +631,33 @@ def test_everything_but_pictures_works_without_matplotlib(tmp_path, samples, no_
     assert len(rows_of(result.stdout)) == 4
     assert samples.with_name("samples-spectrum.csv").exists()
     run("info")
+
+
+def test_a_steep_law_has_fewer_examples(tmp_path):
+    arguments = (*SMALL, "--steps", 1, "--k-max", 2, "--k-fin", 2, "--power-law")
+    assert "samples.png" in run("train", "--out", tmp_path / "150", *arguments, 150).stdout
+    assert "samples.png" not in run("train", "--out", tmp_path / "1000", *arguments, 1000).stdout
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device", "spectra.png")
+
+    monkeypatch.setattr("fastperm.figures.spectra", fail)
+    result = run("train", "--out", tmp_path / "run", *SMALL, "--steps", 1)
+    assert result.stderr == "Warning: spectra.png could not be drawn: spectra.png: No space left on device\n"
+    assert "learning_curve.png, samples.png" in result.stdout
+
+
+def test_debugging_shows_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTPERM_DEBUG", "1")
+    assert "FASTPERM_DEBUG" in run("--help").stdout
+    with pytest.raises(FileNotFoundError, match="there is no run"):
+        run("evaluate", tmp_path / "none")
+    with pytest.raises(ValueError, match="beta1 must be less than 1"):
+        run("train", "--out", tmp_path / "x", "--beta1", 1)
+    monkeypatch.setenv("FASTPERM_DEBUG", "")
+    run("evaluate", tmp_path / "none", code=1)
 
 
 def test_info():

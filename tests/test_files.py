@@ -1,4 +1,6 @@
 import os
+import stat
+import threading
 
 import pytest
 
@@ -39,4 +41,37 @@ def test_a_folder_in_the_way_is_named(tmp_path):
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write to")
 def test_the_error_names_the_file_that_was_asked_for():
     with pytest.raises(OSError, match=r"'/proc/self/result\.csv'"), replacing("/proc/self/result.csv"):
+        pass
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    target, link = tmp_path / "kept" / "result.csv", tmp_path / "link.csv"
+    target.parent.mkdir()
+    target.write_text("old")
+    link.symlink_to(target)
+    with replacing(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert [p.name for p in target.parent.iterdir()] == ["result.csv"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_fifo_stays_and_receives_the_content(tmp_path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    received = []
+    reader = threading.Thread(target=lambda: received.append(path.read_text()), daemon=True)
+    reader.start()
+    with replacing(path) as temporary:
+        temporary.write_text("1,2")
+    reader.join(10)
+    assert received == ["1,2"]
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert [p.name for p in tmp_path.iterdir()] == ["fifo"]
+    assert not temporary.exists()
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)), replacing(tmp_path):
         pass

@@ -257,3 +257,41 @@ def test_progress_bar_shows_loss_and_speed(capsys):
     assert "5/5" in shown
     assert "loss " in shown
     assert "sets/s" in shown
+
+
+@pytest.mark.parametrize(("checkpoint", "history"), [("state.csv", None), ("state", "state"), ("state", "a/../state")])
+def test_checkpoint_and_history_must_be_two_files(tmp_path, checkpoint, history):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="checkpoint and history would both be"):
+        run(make_net(), steps=1, checkpoint=tmp_path / checkpoint, history=history and tmp_path / history)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_another_optimizer_is_refused_but_another_learning_rate_is_not(tmp_path):
+    path = tmp_path / "state.safetensors"
+    run(make_net(), steps=2, checkpoint=path)
+    for name, value in {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-8}.items():
+        with pytest.raises(ValueError, match=f"belongs to another run: its {name} is .*, here it is {value}"):
+            run(make_net(), steps=3, checkpoint=path, resume=True, optimizer=fastperm.Adam(**{name: value}))
+    optimizer = fastperm.Adam(learning_rate=0.01)
+    run(make_net(), steps=3, checkpoint=path, resume=True, optimizer=optimizer)
+    assert load_checkpoint(path)[1].config() == optimizer.config()
+
+
+def test_a_run_with_a_checkpoint_begins_with_a_new_optimizer(tmp_path):
+    net, optimizer = make_net(), fastperm.Adam()
+    run(net, steps=2, optimizer=optimizer)
+    with pytest.raises(ValueError, match="begins with a new optimizer, got one of 2 steps"):
+        run(net, steps=2, optimizer=optimizer, checkpoint=tmp_path / "state.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_says_that_it_was_heard(capsys):
+    class Interrupting:
+        def sample(self, batch, generator):
+            signal.raise_signal(signal.SIGINT)
+            return TASK.sample(batch, generator)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 1"):
+        fastperm.train(make_net(), Interrupting(), steps=5, batch=8, validate=None)
+    assert "finishing the step ..." in capsys.readouterr().err

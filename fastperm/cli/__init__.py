@@ -8,6 +8,7 @@ import click
 import fastperm
 from fastperm.cli.evaluate import evaluate
 from fastperm.cli.info import info
+from fastperm.cli.options import debugging, message
 from fastperm.cli.predict import predict
 from fastperm.cli.train import train
 
@@ -28,13 +29,9 @@ class _Program(click.Group):
             click.echo(str(stop) or "Interrupted.", err=True)
             ctx.exit(INTERRUPTED)
         except _USERS_ERRORS as error:
-            raise click.ClickException(_message(error)) from error
-
-
-def _message(error):
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
+            if debugging():
+                raise
+            raise click.ClickException(message(error)) from error
 
 
 @click.group(
@@ -49,6 +46,8 @@ def main():
     fastperm train --out runs/first          train a network on random functions
     fastperm evaluate runs/first             how good is it?
     fastperm predict runs/first samples.csv  the spectrum of your own samples
+
+    With the environment variable FASTPERM_DEBUG set, an error shows its traceback.
     """  # noqa: D301 (click's mark for lines that stay as they are, which a raw string would not be)
 
 

@@ -1,6 +1,7 @@
 """``fastperm evaluate``."""
 
 import csv
+import sys
 from itertools import product
 
 import click
@@ -30,7 +31,12 @@ _COLUMNS = 8
 @click.option(
     "--k-max", type=Several(click.IntRange(min=1)), help="Highest frequency in them.  [default: as in training]"
 )
-@click.option("--csv", "csv_path", type=click.Path(dir_okay=False), help="Write the errors to this file, too.")
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write the errors to this file, too; - prints them instead of the table.",
+)
 @backend_option
 @threads_option
 def evaluate(run, sets, seed, set_size, k_max, csv_path, backend, threads):
@@ -47,6 +53,7 @@ def evaluate(run, sets, seed, set_size, k_max, csv_path, backend, threads):
     import fastperm
     from fastperm import estimation
     from fastperm.cli.runs import Run, task_backend
+    from fastperm.files import replacing
 
     opened = Run.open(run)
     with limited_threads(threads):
@@ -58,12 +65,16 @@ def evaluate(run, sets, seed, set_size, k_max, csv_path, backend, threads):
                     {**trained.config(), "k_max": highest, "set_size": size}, backend=task_backend(backend)
                 )
             results.append((task, estimation.evaluate(net, task, sets=sets, seed=seed)))
+    if csv_path == "-":
+        _write_csv(sys.stdout, results, "\n")
+        return
     if len(results) == 1:
         print_by_frequency(*results[0])
     else:
         _print_by_setting(results)
     if csv_path is not None:
-        _write_csv(csv_path, results)
+        with replacing(csv_path) as temporary, temporary.open("w", newline="") as file:
+            _write_csv(file, results, "\r\n")
         click.echo(f"\nWrote {csv_path}")
 
 
@@ -101,18 +112,15 @@ def _print_by_setting(results):
         click.echo(f"\nShown are {len(shown)} of {K} frequencies; --csv writes all of them.")
 
 
-def _write_csv(path, results):
-    from fastperm.files import replacing
-
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_CSV_HEADER)
-        for task, evaluation in results:
-            prior = task.prior_mean_error()
-            setting = task.k_max, span(task.set_size)
-            at_each = zip(task.frequencies, evaluation.mean, evaluation.standard_error, prior, strict=True)
-            writer.writerows([*setting, *row] for row in at_each)
-            writer.writerow([*setting, "all", *evaluation.overall, prior.mean()])
+def _write_csv(file, results, line_end):
+    writer = csv.writer(file, lineterminator=line_end)
+    writer.writerow(_CSV_HEADER)
+    for task, evaluation in results:
+        prior = task.prior_mean_error()
+        setting = task.k_max, span(task.set_size)
+        at_each = zip(task.frequencies, evaluation.mean, evaluation.standard_error, prior, strict=True)
+        writer.writerows([*setting, *row] for row in at_each)
+        writer.writerow([*setting, "all", *evaluation.overall, prior.mean()])
 
 
 def _target(task):

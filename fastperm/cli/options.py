@@ -1,6 +1,7 @@
 """What the options of several commands have in common."""
 
 import contextlib
+import os
 
 import click
 
@@ -101,10 +102,24 @@ def limited_threads(threads):
         set_num_threads(None)
 
 
+def debugging():
+    """Return whether errors should show their traceback."""
+    return bool(os.environ.get("FASTPERM_DEBUG"))
+
+
+def message(error):
+    """Return an error as one says it to a user."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
 @contextlib.contextmanager
 def usage_errors():
     """Turn what the library says about an argument into an error about the options."""
     try:
         yield
     except (TypeError, ValueError) as error:
+        if debugging():
+            raise
         raise click.UsageError(str(error)) from error

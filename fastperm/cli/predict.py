@@ -13,7 +13,9 @@ from fastperm.cli.tables import column, span, table
 @run_argument
 @click.argument("samples", metavar="SAMPLES", type=click.Path())
 @click.option(
-    "--out", type=click.Path(), help="CSV file to write; the picture goes beside it.  [default: SAMPLES-spectrum.csv]"
+    "--out",
+    type=click.Path(),
+    help="CSV file to write, or a folder for it; the picture goes beside it.  [default: SAMPLES-spectrum.csv]",
 )
 @click.option("--picture/--no-picture", default=True, help="Draw samples and spectrum.")
 @backend_option
@@ -44,7 +46,11 @@ def predict(run, samples, out, picture, backend, threads):
         task, net = opened.load(backend)
         x, y = map(np.array, read_samples(samples, largest=float(np.finfo(net.dtype).max)))
         log_powers = estimate_log_powers(net, task, x, y)
-    powers = np.exp(log_powers)
+    with np.errstate(over="ignore"):
+        powers = np.exp(log_powers)
+    if np.isinf(powers).any():
+        k = task.frequencies[np.isinf(powers)][0]
+        raise FloatingPointError(f"the estimate at k = {k} is beyond all numbers: log p_k = {log_powers.max():.3g}")
     _hint(opened, task, len(x))
     rows = zip(map(str, task.frequencies), column(log_powers), _digits(powers), strict=True)
     click.echo(table(("k", "log p_k", "p_k"), rows))
@@ -57,9 +63,11 @@ def predict(run, samples, out, picture, backend, threads):
 
 def _outputs(samples, out):
     """Return where to write the CSV file and the picture."""
-    if out is None:
-        source = Path("samples" if samples == "-" else samples)
-        base = source.with_name(f"{source.stem}-spectrum")
+    if out == "":
+        raise click.UsageError("--out is empty; expected the name of a CSV file or a folder")
+    source = Path("samples" if samples == "-" else samples)
+    if out is None or Path(out).is_dir():
+        base = (source.parent if out is None else Path(out)) / f"{source.stem}-spectrum"
     else:
         base = Path(out)
         if base.suffix in (".csv", ".png"):

@@ -7,10 +7,19 @@ from importlib import metadata
 from pathlib import Path
 
 import fastperm
+from fastperm.backend import BACKENDS
+from fastperm.checks import check_choice, check_integer
 from fastperm.files import replacing
 
 _FORMAT, _FORMAT_VERSION = "fastperm run", 1
 _PACKAGES = ("numpy", "scipy", "numba", "safetensors")
+
+# What every run.json has. Settings that came later (invariance, epsilon) take their defaults where they are absent.
+_SETTINGS = {
+    "task": ("k_max", "k_fin", "set_size", "power_law", "amplitudes", "positions", "noise", "output", "dtype"),
+    "network": ("in_features", "width", "depth", "out_features", "aggregate", "pool", "dtype"),
+    "training": ("steps", "batch", "learning_rate", "beta1", "beta2", "seed", "every", "validate"),
+}
 
 
 class Run:
@@ -59,12 +68,12 @@ class Run:
         return run
 
     def read(self):
-        """Return the settings that `write` wrote.
+        """Return the settings that `write` wrote, checked and complete.
 
         Raises
         ------
         ValueError
-            If the file is damaged or of another program.
+            If the file is damaged or of another program; the message says what is missing or wrong in it.
         """
         try:
             settings = json.loads(self.settings.read_text(encoding="utf-8"))
@@ -75,8 +84,19 @@ class Run:
         if settings.get("format_version") != _FORMAT_VERSION:
             version = settings.get("format_version")
             raise ValueError(f"{self.settings} has format version {version}, this fastperm reads {_FORMAT_VERSION}")
-        if missing := [name for name in ("task", "network", "training") if not isinstance(settings.get(name), dict)]:
+        if missing := [part for part in _SETTINGS if not isinstance(settings.get(part), dict)]:
             raise ValueError(f"{self.settings} is damaged: it has no {', '.join(missing)}")
+        for part, names in _SETTINGS.items():
+            if missing := [name for name in names if name not in settings[part]]:
+                raise ValueError(f"{self.settings} is damaged: its {part} has no {', '.join(missing)}")
+            try:
+                settings[part] = _COMPLETE[part](settings[part])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{self.settings} is damaged: its {part} is unusable: {error}") from error
+        try:
+            check_choice(settings.setdefault("backend", "auto"), "backend", ("auto", *BACKENDS))
+        except ValueError as error:
+            raise ValueError(f"{self.settings} is damaged: {error}") from error
         return settings
 
     def write(self, task, net, training, *, started=None):
@@ -131,11 +151,7 @@ class Run:
         ValueError
             If a file is damaged or the two do not belong together.
         """
-        settings = self.read()
-        try:
-            task = fastperm.PowerSpectrum.from_config(settings["task"], backend=task_backend(backend))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.settings} describes no task: {error}") from error
+        task = fastperm.PowerSpectrum.from_config(self.read()["task"], backend=task_backend(backend))
         net = fastperm.load(self.model, backend)
         if (net.in_features, net.out_features) != (task.in_features, task.out_features) or net.pool is None:
             raise ValueError(
@@ -143,6 +159,26 @@ class Run:
                 f"numbers, the task has {task.out_features} frequencies"
             )
         return task, net
+
+
+def _complete_task(config):
+    return fastperm.PowerSpectrum.from_config(config).config()
+
+
+def _complete_network(config):
+    if not isinstance(config["width"], list):
+        raise TypeError(f"width must be a list, got {config['width']!r}")
+    return fastperm.DeepSet(**config, backend="reference", seed=0).config()
+
+
+def _complete_training(training):
+    names = ("learning_rate", "beta1", "beta2", "epsilon")
+    optimizer = fastperm.Adam(**{name: training[name] for name in names if name in training})
+    minima = {"steps": 1, "batch": 1, "seed": 0, "every": 1, "validate": 0}
+    return optimizer.config() | {name: check_integer(training[name], name, minimum=m) for name, m in minima.items()}
+
+
+_COMPLETE = {"task": _complete_task, "network": _complete_network, "training": _complete_training}
 
 
 def task_backend(backend):

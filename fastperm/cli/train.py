@@ -15,6 +15,7 @@ from fastperm.cli.options import (
     Several,
     backend_option,
     limited_threads,
+    message,
     threads_option,
     usage_errors,
 )
@@ -22,7 +23,8 @@ from fastperm.cli.tables import span
 
 _TASK = ("k_max", "k_fin", "set_size", "power_law", "amplitudes", "noise", "output")
 _NETWORK = ("width", "depth", "aggregate", "pool", "invariance", "dtype")
-_TRAINING = ("steps", "batch", "learning_rate", "beta1", "beta2", "seed", "every", "validate")
+_ADAM = ("learning_rate", "beta1", "beta2", "epsilon")
+_TRAINING = ("steps", "batch", *_ADAM, "seed", "every", "validate")
 
 _DEPTH = 4
 _TEST_SETS = 1024
@@ -81,6 +83,9 @@ _positive = click.IntRange(min=1)
 @click.option("--beta1", type=float, metavar="X", default=0.9, help="Adam's decay of the mean gradient.")
 @click.option("--beta2", type=float, metavar="X", default=0.999, help="Adam's decay of the mean squared gradient.")
 @click.option(
+    "--epsilon", type=float, metavar="X", default=1e-7, help="What Adam adds to the root of the mean squared gradient."
+)
+@click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="What weights and functions are drawn from."
 )
 @click.option(
@@ -132,6 +137,10 @@ def _check_folder(run, resume):
         raise FileExistsError(f"{there[0]} is there already: go on with --resume, or choose another --out")
     if there == [run.model]:
         raise FileNotFoundError(f"{run.folder} has a model but no {run.checkpoint.name} to go on from")
+    if there and not run.settings.exists():
+        raise FileNotFoundError(
+            f"{run.folder} has a {run.checkpoint.name} but no {run.settings.name}, which says what run it is"
+        )
 
 
 def _stored_options(stored):
@@ -157,20 +166,20 @@ def _build(options):
             *(task.in_features, width, depth or len(width), task.out_features),
             **{name: options[name] for name in ("aggregate", "pool", "invariance", "dtype", "backend", "seed")},
         )
-        optimizer = fastperm.Adam(*(options[name] for name in ("learning_rate", "beta1", "beta2")))
+        optimizer = fastperm.Adam(**{name: options[name] for name in _ADAM})
     return task, net, optimizer
 
 
 def _check_same(run, stored, task, net, options):
     """Refuse options that would make another run of this one."""
-    kept = ("batch", "seed", "beta1", "beta2")
-    before = {**stored["network"], **stored["task"], **{name: stored["training"].get(name) for name in kept}}
+    kept = ("batch", "seed", "beta1", "beta2", "epsilon")
+    before = {**stored["network"], **stored["task"], **{name: stored["training"][name] for name in kept}}
     now = {"depth": net.depth, **net.config(), **task.config(), **{name: options[name] for name in kept}}
     for name, value in now.items():
-        if before.get(name) != value:
+        if before[name] != value:
             option = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{run.folder} was started with {option} {_shown(name, before.get(name))}, which cannot become "
+                f"{run.folder} was started with {option} {_shown(name, before[name])}, which cannot become "
                 f"{_shown(name, value)}: leave {option} out, or choose another --out"
             )
 
@@ -245,25 +254,41 @@ def _finish(run, task, net, history, seed):
 
 
 def _draw(run, task, history, evaluation, seed):
-    """Draw the pictures of a finished run and return their names."""
+    """Draw the pictures of a finished run and return the names of those that could be drawn."""
     from fastperm import figures
 
     if not figures.available():
         click.echo(NO_PICTURE, err=True)
         return []
-    names = ["learning_curve.png", "spectra.png", "samples.png"]
-    curve, spectra, samples = (run.folder / name for name in names)
     target = "log $p_k$" if task.output == "log" else "$p_k$"
     prior = task.prior_mean_error()
-    figures.learning_curve(curve, history, prior_error=prior.mean(), target=target)
     truths, estimates = evaluation
-    figures.spectra(spectra, task.frequencies, truths, estimates, evaluation.mean, prior, target=target)
-    figures.samples(samples, _example_functions(task, seed))
-    return names
+    pictures = {
+        "learning_curve.png": lambda path: figures.learning_curve(
+            path, history, prior_error=prior.mean(), target=target
+        ),
+        "spectra.png": lambda path: figures.spectra(
+            path, task.frequencies, truths, estimates, evaluation.mean, prior, target=target
+        ),
+    }
+    if examples := _example_functions(task, seed):
+        pictures["samples.png"] = lambda path: figures.samples(path, examples)
+    drawn = []
+    for name, draw in pictures.items():
+        try:
+            draw(run.folder / name)
+        except (OSError, ValueError) as error:  # the run is finished all the same
+            click.echo(f"Warning: {name} could not be drawn: {message(error)}", err=True)
+        else:
+            drawn.append(name)
+    return drawn
 
 
 def _example_functions(task, seed):
-    """Return a function of the task's law for each of three k_max, on a grid and where it is sampled."""
+    """Return a function of the task's law for each of three k_max, on a grid and where it is sampled.
+
+    A steep law has no power in floating point at the higher frequencies: those k_max are left out.
+    """
     import numpy as np
 
     import fastperm
@@ -271,7 +296,10 @@ def _example_functions(task, seed):
 
     functions = []
     for k_max in _EXAMPLES:
-        example = fastperm.PowerSpectrum.from_config({**task.config(), "k_max": k_max, "k_fin": 1})
+        try:
+            example = fastperm.PowerSpectrum.from_config({**task.config(), "k_max": k_max, "k_fin": 1})
+        except ValueError:
+            continue
         grid = np.linspace(0, 2 * np.pi, 16 * k_max + 256)
         sets, _ = example.sample(1, seed)
         title = f"$k_{{\\mathrm{{max}}}}$ = {k_max}"
