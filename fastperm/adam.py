@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastperm import backend as backends
-from fastperm.checks import check_number
+from fastperm.checks import DTYPES, check_number
 
 
 class Adam:
@@ -62,14 +62,16 @@ class Adam:
         Parameters
         ----------
         parameters : dict of str to ndarray
-            Writable C-contiguous arrays. The same names and shapes at every step.
+            Writable C-contiguous arrays, float32 or float64. The same names and shapes at every step.
         gradients : dict of str to ndarray
             A gradient of the same shape and dtype for every parameter.
 
         Raises
         ------
+        TypeError
+            If something is not an array, or a parameter not float32 or float64 in native byte order.
         ValueError
-            If names, shapes or dtypes do not match, before anything has changed.
+            If names, shapes or dtypes do not match. Whatever is wrong is found before anything has changed.
         """
         self._check(parameters, gradients)
         kernels = getattr(parameters, "kernels", None) or backends.get("auto")
@@ -109,6 +111,12 @@ class Adam:
         for name, array in parameters.items():
             if name not in gradients:
                 raise ValueError(f"no gradient for parameter {name!r}")
+            _check_array(array, f"parameter {name!r}")
+            _check_array(gradients[name], f"the gradient of parameter {name!r}")
+            if array.dtype.name not in DTYPES or not array.dtype.isnative:
+                raise TypeError(
+                    f"parameter {name!r} must be float32 or float64 in native byte order, got dtype {array.dtype.str}"
+                )
             if not (array.flags.c_contiguous and array.flags.writeable):
                 raise ValueError(f"parameter {name!r} must be a writable C-contiguous array")
             wanted = {"its gradient": gradients[name]}
@@ -120,3 +128,9 @@ class Adam:
                         f"parameter {name!r} is {array.dtype} of shape {array.shape}, "
                         f"but {what} is {other.dtype} of shape {other.shape}"
                     )
+
+
+def _check_array(array, name):
+    """Refuse what is not an array, of NumPy or of a library like it."""
+    if not all(hasattr(array, attribute) for attribute in ("dtype", "flags", "shape")):
+        raise TypeError(f"{name} must be an array, got {type(array).__name__}")

@@ -41,18 +41,47 @@ def check_number(value, name, *, above=None, minimum=None, below=None):
 
 
 def check_choice(value, name, choices):
-    """Return ``value`` if it is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    """Return ``value`` if it is one of ``choices``, which are strings or None."""
+    if not (value is None or isinstance(value, str)) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r:.80}")
     return value
 
 
 def check_dtype(dtype, name="dtype"):
-    """Return the numpy dtype if it is float32 or float64."""
+    """Return the numpy dtype, in native byte order, if it is float32 or float64."""
     try:
-        found = np.dtype(dtype)
-    except TypeError:
+        found = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
+    except (TypeError, ValueError):
         found = None
     if found is None or found.name not in DTYPES:
         raise ValueError(f"{name} must be float32 or float64, got {dtype!r}")
-    return found
+    return found.newbyteorder("=")
+
+
+def check_array(x, name):
+    """Return ``x`` as an array of whatever dtype; masked arrays, and rows of differing shape, are refused."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost; to make sets of it, use Sets.masked, "
+            f"with True for present"
+        )
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array of numbers, got rows of differing shape ({error})") from None
+
+
+def check_real(x, name, dtype=None):
+    """Return ``x`` as an aligned C-contiguous array of ``dtype``, or of the float dtype that stands for its own.
+
+    Bools, integers and floats of at most 64 bits are real numbers; what is too large for ``dtype`` becomes infinite.
+    """
+    array = check_array(x, name)
+    if array.dtype.kind in "biu":
+        own = np.dtype(np.float64)
+    elif array.dtype.kind == "f" and array.dtype.itemsize <= 8:
+        own = np.promote_types(array.dtype, np.float32)
+    else:
+        raise TypeError(f"{name} must be real numbers, float32 or float64, got dtype {array.dtype}")
+    with np.errstate(over="ignore", under="ignore"):
+        return np.require(array, own if dtype is None else dtype, ["C", "A"])

@@ -1,6 +1,6 @@
 """Losses: a value and the gradient of the prediction, in one pass."""
 
-import numpy as np
+from fastperm.checks import check_real
 
 
 def mean_squared_error(y, targets, kernels):
@@ -24,6 +24,8 @@ def mean_squared_error(y, targets, kernels):
 
     Raises
     ------
+    TypeError
+        If the targets are not real numbers.
     ValueError
         If the shapes differ.
     """
@@ -32,14 +34,9 @@ def mean_squared_error(y, targets, kernels):
     return kernels.mean_squared_error(y, targets, dy=dy), dy
 
 
-def as_targets(targets, shape, dtype):
+def as_targets(targets, shape, dtype, name="targets"):
     """Return ``targets`` as a contiguous array of this shape and dtype, or say what came instead."""
-    try:
-        # A target too large for the dtype becomes infinite, and the loss says so.
-        with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(targets, dtype=dtype)
-    except (TypeError, ValueError):
-        raise ValueError(f"targets must be an array of numbers of shape {shape}, got {targets!r:.80}") from None
+    array = check_real(targets, name, dtype)  # one too large for the dtype becomes infinite, and the loss says so
     if array.shape != shape:
-        raise ValueError(f"targets must have shape {shape} (as the prediction), got {array.shape}")
+        raise ValueError(f"{name} must have shape {shape} (as the prediction), got {array.shape}")
     return array

@@ -256,10 +256,8 @@ class DeepSet:
         ValueError
             If dy has another shape than the prediction.
         """
-        dx = np.ascontiguousarray(dy, dtype=self.dtype)
-        expected = self.prediction_shape(saved.sets)
-        if dx.shape != expected:
-            raise ValueError(f"dy must have the shape of the prediction, {expected}, got {dx.shape}")
+        self._check_saved(saved)
+        dx = as_targets(dy, self.prediction_shape(saved.sets), self.dtype, name="dy")
         if self.pool is None and saved.order is not None:
             dx = dx[saved.order]
         dx = self.head.backward(dx, saved.head)
@@ -297,13 +295,26 @@ class DeepSet:
     def __reduce__(self):
         return _rebuild, (self.config(), self.backend, dict(self.parameters))
 
+    def _check_saved(self, saved):
+        """Refuse what another network saved: the kernels would read past the end of its arrays."""
+        if not isinstance(saved, Saved):
+            raise TypeError(f"saved must be what forward returned, got {type(saved).__name__}")
+        own = (self.in_features, *self.widths, self.pool, self.dtype.name)
+        widths = (saved.sets.features, *(layer.y.shape[1] for layer in saved.layers))
+        pool = None if saved.pooling is None else self.pool
+        if own != (*widths, pool, saved.head.dtype.name):
+            raise ValueError(
+                f"saved comes from another network: widths {widths}, {saved.head.dtype.name}, "
+                f"{'with' if saved.pooling else 'without'} pooling; this one is {self!r}"
+            )
+
     def _ordered(self, sets):
         """Return the sets as the kernels should see them, and the order of their rows (None for as they are)."""
         if self.invariance == "rounding":
             return sets, None
         order = self.kernels.xp.empty(sets.n_elements, np.int64)
         self.kernels.canonical_order(*self._batch(sets), order=order)
-        return sets.reorder(order), order
+        return sets._reorder(order), order
 
     @staticmethod
     def _as_given(rows, order):

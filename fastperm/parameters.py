@@ -9,7 +9,8 @@ class Parameters(dict):
     """A dict of named arrays, all views into one flat array.
 
     Assigning to a name copies into its array, so that whoever holds the array sees the change; names can be neither
-    added nor removed.
+    added nor removed. `copy`, the functions of the module ``copy``, and ``pickle`` give a plain dict of copies: the
+    values as they are now, which `update` puts back.
 
     Parameters
     ----------
@@ -41,6 +42,18 @@ class Parameters(dict):
     def like(self):
         """Return zeros of the same names and shapes."""
         return Parameters({name: array.shape for name, array in self.items()}, self.kernels, self.flat.dtype)
+
+    def copy(self):
+        """Return the values as they are now: a dict of name to copied array."""
+        return {name: array.copy() for name, array in self.items()}
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
+    def __reduce__(self):
+        return dict, (self.copy(),)
 
     def __setitem__(self, name, value):
         if name not in self:

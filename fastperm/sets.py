@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastperm.checks import check_dtype
+from fastperm.checks import check_array, check_dtype, check_real
 
 
 class Sets:
@@ -34,8 +34,9 @@ class Sets:
 
     Notes
     -----
-    The attributes `values`, `offsets` (int64) and `weights` are C-contiguous. An argument of the right dtype and layout
-    is held as it is, not copied, and treated as immutable: if it is changed afterwards, it is not checked again.
+    The attributes `values`, `offsets` (int64) and `weights` are C-contiguous. The offsets are copied. `values` and
+    `weights` of the right dtype and layout are held as they are, not copied, and treated as immutable: if they are
+    changed afterwards, they are not checked again.
 
     Examples
     --------
@@ -50,7 +51,7 @@ class Sets:
     __slots__ = ("offsets", "values", "weights")
 
     def __init__(self, values, offsets, weights=None):
-        self.values = _real(values, "values")
+        self.values = check_real(values, "values")
         if self.values.ndim != 2:
             raise ValueError(f"values must have shape (T, K), got {self.values.shape}")
         if self.features == 0:
@@ -65,7 +66,7 @@ class Sets:
             )
         self.weights = None
         if weights is not None:
-            self.weights = _real(weights, "weights", dtype=self.dtype)
+            self.weights = check_real(weights, "weights", dtype=self.dtype)
             if self.weights.shape != (self.n_elements,):
                 raise ValueError(f"weights must have shape (T,) = ({self.n_elements},), got {self.weights.shape}")
             _check_weights(self.weights, self.offsets, "weights")
@@ -91,10 +92,10 @@ class Sets:
         >>> Sets.dense(np.zeros((4, 5, 2), np.float32))
         Sets(n_sets=4, n_elements=20, features=2, counts=5, float32, unweighted)
         """
-        x = _real(x, "x")
+        x = check_real(x, "x")
         S, N, K = _dense_shape(x)
         if weights is not None:
-            weights = _real(weights, "weights")
+            weights = check_real(weights, "weights")
             if weights.shape != (S, N):
                 raise ValueError(f"weights must have shape (S, N) = {(S, N)}, got {weights.shape}")
             weights = weights.reshape(S * N)
@@ -146,9 +147,9 @@ class Sets:
                [2.],
                [3.]])
         """
-        x = _real(x, "x")
+        x = check_real(x, "x")
         S, N, K = _dense_shape(x)
-        mask = _array(mask, "mask")
+        mask = check_array(mask, "mask")
         if mask.shape != (S, N):
             raise ValueError(f"mask must have shape (S, N) = {(S, N)}, got {mask.shape}")
         if mask.dtype.kind not in "biu":
@@ -173,12 +174,19 @@ class Sets:
             Non-negative numbers with a positive sum in every mixture. They are divided by that sum, so that the weights
             of a mixture add up to 1, whichever way the proportions were written: [1, 2] means [1/3, 2/3].
 
+        Raises
+        ------
+        TypeError
+            If there are no fractions; atoms that count alike are `ragged`.
+
         Examples
         --------
         >>> begonias_daffodils_peonies = [[0.0], [1.0], [2.0]]
         >>> Sets.mixture([begonias_daffodils_peonies], [[2, 3, 1]]).weights.round(3)
         array([0.333, 0.5  , 0.167])
         """
+        if fractions is None:
+            raise TypeError("fractions must hold the fractions of each mixture, got None")
         values, offsets, fractions = _stack_ragged(atoms, fractions, "fractions")
         totals = _check_weights(fractions, offsets, "fractions")
         return cls(values, offsets, fractions / np.repeat(totals, np.diff(offsets)))
@@ -307,16 +315,49 @@ class Sets:
 
     def permute(self, seed=None):
         """Return the same sets with their elements, and the weights with them, in the order ``permutation(seed)``."""
-        return self.reorder(self.permutation(seed))
+        return self._reorder(self.permutation(seed))
 
     def reorder(self, order):
         """Return the same sets with their elements, and the weights with them, in another order.
 
         Parameters
         ----------
-        order : ndarray of int64, (T,)
-            Row ``order[i]`` becomes row i. It must keep every row within its set, which is not checked.
+        order : array_like of integers, (T,)
+            Row ``order[i]`` becomes row i. Every row occurs once, and within its set.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `order` is not made of integers, or no such order.
+
+        Examples
+        --------
+        >>> sets = Sets([[1.0], [2.0], [3.0]], offsets=[0, 1, 3])
+        >>> sets.reorder([0, 2, 1]).values.ravel()
+        array([1., 3., 2.])
         """
+        order = check_array(order, "order")
+        if order.shape != (self.n_elements,):
+            raise ValueError(f"order must have shape (T,) = ({self.n_elements},), got {order.shape}")
+        if order.dtype.kind not in "iu":
+            raise TypeError(f"order must be integers, got dtype {order.dtype}")
+        first, last = (np.repeat(bounds, self.counts) for bounds in (self.offsets[:-1], self.offsets[1:]))
+        within = (first <= order) & (order < last)
+        if not within.all():
+            row = np.argmin(within)
+            raise ValueError(
+                f"{_place(row, self.offsets)}: order must keep rows within their set, here rows {first[row]} to "
+                f"{last[row] - 1}, got {order[row]}"
+            )
+        order = order.astype(np.int64, copy=False)
+        times = np.bincount(order, minlength=self.n_elements)
+        if times.max() > 1:
+            row = np.argmax(times)
+            raise ValueError(f"{_place(row, self.offsets)}: order must list each row once, got row {row} {times[row]}x")
+        return self._reorder(order)
+
+    def _reorder(self, order):
+        """Return the sets in an order that is known to be valid, unchecked."""
         return self._trusted(self.values[order], self.offsets, None if self.weights is None else self.weights[order])
 
     def astype(self, dtype):
@@ -327,10 +368,10 @@ class Sets:
         ValueError
             If `dtype` is another one, a value is too large for it, or the total weight of a set out of its range.
         """
-        dtype = check_dtype(dtype).newbyteorder("=")
+        dtype = check_dtype(dtype)
         if dtype == self.dtype:
             return self
-        return Sets(_cast(self.values, dtype), self.offsets, self.weights)
+        return Sets(check_real(self.values, "values", dtype), self.offsets, self.weights)
 
     def split(self, rows):
         """Cut one row per element, such as the output of an equivariant network, into one array per set.
@@ -388,32 +429,6 @@ def as_sets(x, *, features=None, dtype=None):
     return sets if dtype is None else sets.astype(dtype)
 
 
-def _array(x, name):
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost: use Sets.masked, with True for present")
-    try:
-        return np.asarray(x)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an array of numbers, got rows of differing shape ({error})") from None
-
-
-def _cast(array, dtype):
-    with np.errstate(over="ignore", under="ignore"):  # an overflow is found as inf, and reported with its set
-        return np.require(array, dtype, ["C", "A"])
-
-
-def _real(x, name, dtype=None):
-    """Return `x` as an aligned C-contiguous array of `dtype`, or of the float dtype that stands for its own."""
-    array = _array(x, name)
-    if array.dtype.kind in "biu":
-        own = np.dtype(np.float64)
-    elif array.dtype.kind == "f" and array.dtype.itemsize <= 8:
-        own = np.promote_types(array.dtype, np.float32)
-    else:
-        raise TypeError(f"{name} must be real numbers, float32 or float64, got dtype {array.dtype}")
-    return _cast(array, own if dtype is None else dtype)
-
-
 def _dense_shape(x):
     if x.ndim != 3:
         hint = "; pass x[None] for one set of N elements" if x.ndim == 2 else ""
@@ -428,12 +443,11 @@ def _offsets_of(counts):
 
 
 def _checked_offsets(offsets, n_elements):
-    offsets = _array(offsets, "offsets")
+    offsets = check_array(offsets, "offsets")
     if offsets.ndim != 1 or offsets.size == 0:
         raise ValueError(f"offsets must have shape (S + 1,), got {offsets.shape}")
     if offsets.dtype.kind not in "iu":
         raise TypeError(f"offsets must be integers, got dtype {offsets.dtype}")
-    offsets = np.require(offsets, np.int64, ["C", "A"])
     if offsets.size == 1:
         raise ValueError(f"expected at least one set, got none: offsets of shape {offsets.shape}")
     if offsets[0] != 0:
@@ -449,7 +463,7 @@ def _checked_offsets(offsets, n_elements):
             f"offsets must end at T = {n_elements}, the number of elements, got {offsets[-1]} "
             f"as the end of set {offsets.size - 2}"
         )
-    return offsets
+    return np.array(offsets, np.int64)  # a copy: kernels rely on what was checked here
 
 
 def _checked_index(index, n_sets):
@@ -503,7 +517,7 @@ def _check_weights(weights, offsets, name):
 
 def _stack_ragged(arrays, weights, name):
     """Return values, offsets and weights of one set per array; the weights unchecked but for their shapes."""
-    arrays = [_real(array, f"set {s}") for s, array in enumerate(arrays)]
+    arrays = [check_real(array, f"set {s}") for s, array in enumerate(arrays)]
     if not arrays:
         raise ValueError("expected at least one set, got none")
     for s, array in enumerate(arrays):
@@ -515,7 +529,7 @@ def _stack_ragged(arrays, weights, name):
         if array.shape[1] != K:
             raise ValueError(f"set {s}: expected K={K} features per element as in set 0, got {array.shape[1]}")
     if weights is not None:
-        weights = [_real(row, f"set {s}: {name}", dtype=np.float64) for s, row in enumerate(weights)]
+        weights = [check_real(row, f"set {s}: {name}", dtype=np.float64) for s, row in enumerate(weights)]
         if len(weights) != len(arrays):
             raise ValueError(f"expected {name} for each of the {len(arrays)} sets, got {len(weights)}")
         for s, (array, row) in enumerate(zip(arrays, weights, strict=True)):

@@ -79,12 +79,18 @@ def test_state_continues_to_the_bit():
         ({"p": np.ones(3)}, {"p": np.ones(4)}, r"shape \(3,\), but its gradient is float64 of shape \(4,\)"),
         ({"p": np.ones(3)}, {"p": np.ones(3, np.float32)}, "but its gradient is float32"),
         ({"p": np.ones((3, 4)).T}, {"p": np.ones((4, 3))}, "must be a writable C-contiguous array"),
+        ({"p": [1.0, 2.0]}, {"p": np.ones(2)}, "^parameter 'p' must be an array, got list"),
+        ({"p": np.ones(2)}, {"p": [1.0, 2.0]}, "the gradient of parameter 'p' must be an array, got list"),
+        *(
+            ({"p": np.ones(3, dtype)}, {"p": np.ones(3, dtype)}, f"'p' must be float32 or float64 .* got dtype {dtype}")
+            for dtype in ("<i8", "<f2", ">f8", ">f4", "<c16")
+        ),
     ],
 )
 def test_bad_steps_change_nothing(parameters, gradients, message):
     optimizer = fastperm.Adam()
     before = parameters["p"].copy()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         optimizer.step(parameters, gradients)
     np.testing.assert_array_equal(parameters["p"], before)
     assert optimizer.steps == 0

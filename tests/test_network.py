@@ -187,12 +187,34 @@ def test_array_likes_are_taken_for_sets():
     np.testing.assert_array_equal(net(np.asfortranarray(x)), wanted)
 
 
-def test_read_only_input_is_fine():
-    net = fastperm.DeepSet(2, 5, 2, 3, seed=0)
-    x = np.random.default_rng(0).standard_normal((4, 6, 2)).astype(np.float32)
-    wanted = net(x)
-    x.flags.writeable = False
-    np.testing.assert_array_equal(net(x), wanted)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_read_only_memory_is_fine(tmp_path, backend):
+    generator = np.random.default_rng(0)
+    x, targets = (generator.standard_normal(shape).astype(np.float32) for shape in ((4, 6, 2), (4, 3)))
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    targets.flags.writeable = False
+    results = []
+    for batch in (x, mapped):
+        net = fastperm.DeepSet(2, 5, 2, 3, seed=0, backend=backend)
+        y, saved = net.forward(batch)
+        dx = net.backward(targets, saved)
+        loss = fastperm.train_step(net, batch, targets, fastperm.Adam())
+        results.append((y, dx, loss, net(batch), net.parameters.flat))
+    for plain, read_only in zip(*results, strict=True):
+        np.testing.assert_array_equal(read_only, plain)
+    np.testing.assert_array_equal(mapped, x)
+
+
+@pytest.mark.parametrize("other", [{"width": 6}, {"depth": 3}, {"pool": None}, {"dtype": "float64"}], ids=str)
+def test_what_another_network_saved_is_refused(other):
+    settings = {"in_features": 2, "width": 5, "depth": 2, "out_features": 3, "seed": 0}
+    _, saved = fastperm.DeepSet(**{**settings, **other}).forward(np.ones((4, 6, 2)))
+    net = fastperm.DeepSet(**settings)
+    with pytest.raises(ValueError, match="saved comes from another network"):
+        net.backward(np.ones((4, 3)), saved)
+    with pytest.raises(TypeError, match="saved must be what forward returned, got tuple"):
+        net.backward(np.ones((4, 3)), ())
 
 
 def test_copies_and_pickles_are_whole():

@@ -30,6 +30,21 @@ def test_matches_autograd(backend, pool, dtype, shape, weighted):
     assert error(dx, autograd.grad(loss)(case.x)) <= TOLERANCES[dtype]
 
 
+@pytest.mark.parametrize("pool", POOLS)
+@all_cases
+def test_reference_matches_central_differences(pool, shape, weighted):
+    case = Case(*shape, weighted)
+    _, dx = run("reference", case, pool)
+    direction, step = np.random.default_rng(1).standard_normal(case.x.shape), 1e-6
+    x, losses = case.x, []
+    for sign in (1, -1):
+        case.x = x + sign * step * direction
+        losses.append(np.sum(run("reference", case, pool)[0] * case.dp))
+    # Piecewise linear, as the layers are: what is left is rounding, 1e-16 / 1e-6 of the terms that were summed.
+    difference = (losses[0] - losses[1]) / (2 * step)
+    assert abs(difference - np.sum(dx * direction)) <= 1e-7 * np.linalg.norm(dx * direction)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_elements_that_tie_for_the_maximum_share_its_gradient_by_weight(backend):
     case = Case((4,), 1, 1, weighted=True)

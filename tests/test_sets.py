@@ -124,7 +124,6 @@ def test_nothing_is_copied_where_it_suits():
     values, offsets, flat = x.reshape(12, 2), np.array([0, 5, 12]), weights.reshape(12)
     sets = Sets(values, offsets, flat)
     assert sets.values is values
-    assert sets.offsets is offsets
     assert sets.weights is flat
     dense = Sets.dense(x, weights)
     assert np.shares_memory(dense.values, x)
@@ -138,6 +137,13 @@ def test_nothing_is_copied_where_it_suits():
         assert np.shares_memory(part.values, x)
         assert np.shares_memory(part.weights, weights)
     assert all(np.shares_memory(rows, values) for rows in sets.split(values))
+
+
+def test_offsets_are_copied():
+    offsets = np.array([0, 2, 4])
+    sets = Sets(np.zeros((4, 1)), offsets)
+    offsets[:] = 99
+    np.testing.assert_array_equal(sets.offsets, [0, 2, 4])
 
 
 def test_what_does_not_suit_is_copied():
@@ -224,6 +230,8 @@ def test_permute_shuffles_within_sets(case, seed):
     np.testing.assert_array_equal(moved.offsets, sets.offsets)
     if weights is not None:
         np.testing.assert_array_equal(moved.weights, sets.weights[order])
+    for given_order in (order, order.tolist(), order.astype(np.uint64), order.astype(">i4")):
+        assert_sets(sets.reorder(given_order), *cut(moved))
 
 
 def test_permutations_are_uniform_and_seeded():
@@ -236,6 +244,25 @@ def test_permutations_are_uniform_and_seeded():
     assert (sets.permutation() != sets.permutation(None)).any()
     rng = np.random.default_rng(0)
     assert (sets.permutation(rng) != sets.permutation(rng)).any()
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "message"),
+    [
+        (np.arange(3), ValueError, r"order must have shape \(T,\) = \(4,\), got \(3,\)"),
+        ([[0, 1, 2, 3]], ValueError, r"order must have shape .* got \(1, 4\)"),
+        ([0.0, 1.0, 2.0, 3.0], TypeError, "order must be integers, got dtype float64"),
+        (np.ones(4, bool), TypeError, "order must be integers, got dtype bool"),
+        ([0, 2, 1, 3], ValueError, "set 0, element 1: .*within their set, here rows 0 to 1, got 2"),
+        ([0, 1, 2, 4], ValueError, "set 1, element 1: .*within their set, here rows 2 to 3, got 4"),
+        ([0, 1, -1, 2], ValueError, "set 1, element 0: .*got -1"),
+        (np.array([0, 1, 2, 2**64 - 1], np.uint64), ValueError, "set 1, element 1: .*got 18446744073709551615"),
+        ([0, 1, 3, 3], ValueError, "set 1, element 1: order must list each row once, got row 3 2x"),
+    ],
+)
+def test_bad_order(order, error, message):
+    with pytest.raises(error, match=message):
+        Sets(np.zeros((4, 1)), [0, 2, 4]).reorder(order)
 
 
 @quick
@@ -335,6 +362,12 @@ def with_entry(shape, place, entry, fill=1.0):
         (lambda: Sets(FOUR, [0, 1, 3]), ValueError, "offsets must end at T = 4, .* got 3 as the end of set 1"),
         (lambda: Sets(FOUR, [0, 2, 6]), ValueError, "offsets must end at T = 4, .* got 6 as the end of set 1"),
         (lambda: Sets(FOUR, [0, 2, 2, 4]), ValueError, "set 1 has no elements"),
+        (lambda: Sets(FOUR, np.array([2**64 - 1, 4], np.uint64)), ValueError, "start at 0 .* got 18446744073709551615"),
+        (
+            lambda: Sets(FOUR, np.array([0, 2**63 + 4], np.uint64)),
+            ValueError,
+            "end at T = 4, .* got 9223372036854775812",
+        ),
         (lambda: Sets(FOUR[:0], [0, 0]), ValueError, "set 0 has no elements"),
         # weights
         (lambda: Sets(FOUR, [0, 4], np.ones(3)), ValueError, r"weights must have shape \(T,\) = \(4,\), got \(3,\)"),
@@ -375,6 +408,7 @@ def with_entry(shape, place, entry, fill=1.0):
         (lambda: Sets.masked(np.zeros((0, 2, 3)), np.ones((0, 2), bool)), ValueError, "at least one set"),
         (lambda: Sets.masked(with_entry((1, 2, 3), (0, 1), NAN), [[0, 1]]), ValueError, "set 0, element 0: .*nan"),
         # mixture
+        (lambda: Sets.mixture([A, B], None), TypeError, "fractions must hold .* got None"),
         (lambda: Sets.mixture([A, B], [[1, 1]]), ValueError, "fractions for each of the 2 sets, got 1"),
         (lambda: Sets.mixture([A, B], [[1, 1], [1] * 3]), ValueError, r"set 1: fractions .* \(4,\), got \(3,\)"),
         (lambda: Sets.mixture([A, A], [[1, 1], [2, -1]]), ValueError, "set 1, element 1: fractions .* got -1"),
@@ -389,6 +423,7 @@ def with_entry(shape, place, entry, fill=1.0):
         ),
         # astype
         (lambda: Sets.dense(A[None]).astype("float16"), ValueError, "dtype must be float32 or float64"),
+        (lambda: Sets.dense(A[None]).astype(None), ValueError, "dtype must be float32 or float64, got None"),
         (
             lambda: Sets(with_entry((4, 1), 2, 1e39), [0, 2, 4]).astype("f4"),
             ValueError,
