@@ -225,6 +225,8 @@ class DeepSet:
         ------
         ValueError
             If sets or targets have the wrong shape.
+        TypeError
+            If they do not hold real numbers.
         """
         sets = self.as_sets(sets)
         targets = as_targets(targets, self.prediction_shape(sets), self.dtype)
@@ -254,7 +256,9 @@ class DeepSet:
         Raises
         ------
         ValueError
-            If dy has another shape than the prediction.
+            If dy has another shape than the prediction, or another network made ``saved``.
+        TypeError
+            If dy does not hold real numbers, or ``saved`` is not what `forward` returned.
         """
         self._check_saved(saved)
         dx = as_targets(dy, self.prediction_shape(saved.sets), self.dtype, name="dy")
