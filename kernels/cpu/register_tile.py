@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 PLAIN, MASKED, ACCUMULATE = 0, 1, 2
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
+WORD = 64
 
 
 def _vector_registers():
@@ -33,7 +34,7 @@ def _vector_registers():
 VECTOR_BYTES, REGISTERS = _vector_registers()
 # Rows of a tile that is V vectors wide: rows × V sums, V vectors of B and one broadcast fit the register file.
 # Measured on AVX-512: 12 × 32 and 10 × 32 fall to half the rate of these.
-ROWS = {1: 24, 2: 14, 3: 8, 4: 6} if REGISTERS == 32 else {1: 12, 2: 6, 3: 3, 4: 2}
+ROWS = {1: 24, 2: 8, 3: 8, 4: 6} if REGISTERS == 32 else {1: 12, 2: 6, 3: 3, 4: 2}
 WIDEST = 4 if REGISTERS == 32 else 2
 
 
@@ -68,7 +69,7 @@ class _Tile:
         self.rows, self.vectors, self.cut = shape
         columns, self.a, self.row_stride, self.step_stride, B, self.B_stride, c = operands[:7]
         self.scale, self.scale_stride, out, self.out_stride, self.n, self.steps, self.floor = operands[7:14]
-        sums, self.weight, self.weight_stride = operands[14:]
+        sums, self.weight, self.weight_stride, self.listed = operands[14:]
         self.B, self.c, self.out, self.sums = (builder.gep(array, [first_column]) for array in (B, c, out, sums))
         self.lanes = VECTOR_BYTES * 8 // bits
         self.vector = ir.VectorType(scalar, self.lanes)
@@ -90,6 +91,8 @@ class _Tile:
         builder.cbranch(builder.icmp_signed("<=", following, self.n), body, done)
         builder.position_at_end(body)
         numbers = [builder.add(row, ir.Constant(I64, r)) for r in range(self.rows)]
+        if self.kind == ACCUMULATE:
+            numbers = [builder.load(builder.gep(self.listed, [number])) for number in numbers]
         self._finish(numbers, self._steps(numbers, self._start(numbers)))
         row.add_incoming(following, builder.block)
         builder.branch(head)
@@ -104,30 +107,123 @@ class _Tile:
         return [[self.builder.fmul(factor, value) for value in common] for factor in factors]
 
     def _steps(self, numbers, start):
-        """Add a[r, k] · B[k, :] for every k; the sums stay in registers, as phi nodes of the loop."""
+        """Add a[r, k] · B[k, :] for every k that `_words` finds; the sums stay in registers, as phi nodes of loops."""
+        # A tile one vector wide has so many rows that few steps are zero in all of them.
+        if self.kind == ACCUMULATE or self.vectors == 1:
+            return self._all_steps(numbers, start)
+        return self._steps_that_count(numbers, start)
+
+    def _all_steps(self, numbers, start):
+        """Take every step."""
         builder = self.builder
         before, loop, after = builder.block, builder.append_basic_block("steps"), builder.append_basic_block("finish")
         row_starts = [builder.mul(self.row_stride, r) for r in numbers]
         builder.branch(loop)
         builder.position_at_end(loop)
         k = builder.phi(I64)
-        k.add_incoming(self.zero, before)
-        held = [[builder.phi(self.vector) for _ in values] for values in start]
-        b_row = [self._load(self.B, k, self.B_stride, j) for j in range(self.vectors)]
-        a_step = builder.mul(k, self.step_stride)
-        result = []
-        for row_start, sums in zip(row_starts, held, strict=True):
-            factor = self._broadcast(self.a, builder.add(row_start, a_step))
-            result.append([builder.call(self.fma, [factor, b, total]) for b, total in zip(b_row, sums, strict=True)])
+        held = self._phis(start, before)
+        result = self._step(k, row_starts, held)
         following = builder.add(k, ir.Constant(I64, 1))
+        k.add_incoming(self.zero, before)
         k.add_incoming(following, loop)
-        for phis, first, later in zip(held, start, result, strict=True):
-            for phi, a, b in zip(phis, first, later, strict=True):
-                phi.add_incoming(a, before)
-                phi.add_incoming(b, loop)
+        self._add_incoming(held, result, loop)
         builder.cbranch(builder.icmp_signed("<", following, self.steps), loop, after)
         builder.position_at_end(after)
         return result
+
+    def _steps_that_count(self, numbers, start):
+        """Take the steps k for which some row of the tile has a[r, k] other than zero, 64 of them to a word of bits."""
+        builder = self.builder
+        before = builder.block
+        words, scan, scanned, found, loop, following_word, after = (
+            builder.append_basic_block(name)
+            for name in ("words", "scan", "scanned", "found", "steps", "next_word", "finish")
+        )
+        row_starts = [builder.mul(self.row_stride, r) for r in numbers]
+        builder.branch(words)
+
+        builder.position_at_end(words)
+        first = builder.phi(I64)
+        first.add_incoming(self.zero, before)
+        held = self._phis(start, before)
+        last = builder.add(first, ir.Constant(I64, WORD))
+        last = builder.select(builder.icmp_signed("<", last, self.steps), last, self.steps)
+        builder.cbranch(builder.icmp_signed("<", first, self.steps), scan, after)
+
+        builder.position_at_end(scan)
+        k, word = builder.phi(I64), builder.phi(I64)
+        k.add_incoming(first, words)
+        word.add_incoming(self.zero, words)
+        beyond = builder.add(k, ir.Constant(I64, self.lanes))
+        builder.cbranch(builder.icmp_signed("<=", beyond, last), found, scanned)
+        builder.position_at_end(found)
+        bits = builder.shl(self._nonzero(row_starts, k), builder.sub(k, first))
+        k.add_incoming(beyond, found)
+        word.add_incoming(builder.or_(word, bits), found)
+        builder.branch(scan)
+
+        builder.position_at_end(scanned)
+        # What is left of the row, less than a vector, is taken as it is.
+        one = ir.Constant(I64, 1)
+        rest = builder.sub(builder.shl(one, builder.sub(last, k)), one)
+        place = builder.and_(builder.sub(k, first), ir.Constant(I64, WORD - 1))
+        whole = builder.or_(word, builder.shl(rest, place))
+        builder.cbranch(builder.icmp_unsigned("!=", whole, self.zero), loop, following_word)
+
+        builder.position_at_end(loop)
+        left = builder.phi(I64)
+        inner = self._phis(held, scanned)
+        step = builder.add(first, builder.cttz(left, ir.Constant(ir.IntType(1), 1)))
+        result = self._step(step, row_starts, inner)
+        later = builder.and_(left, builder.sub(left, one))
+        left.add_incoming(whole, scanned)
+        left.add_incoming(later, loop)
+        self._add_incoming(inner, result, loop)
+        builder.cbranch(builder.icmp_unsigned("!=", later, self.zero), loop, following_word)
+
+        builder.position_at_end(following_word)
+        carried = self._phis(held, scanned)
+        self._add_incoming(carried, result, loop)
+        first.add_incoming(last, following_word)
+        self._add_incoming(held, carried, following_word)
+        builder.branch(words)
+        builder.position_at_end(after)
+        return held
+
+    def _step(self, k, row_starts, sums):
+        """Return the sums after step k."""
+        builder = self.builder
+        b_row = [self._load(self.B, k, self.B_stride, j) for j in range(self.vectors)]
+        a_step = builder.mul(k, self.step_stride)
+        result = []
+        for row_start, own in zip(row_starts, sums, strict=True):
+            factor = self._broadcast(self.a, builder.add(row_start, a_step))
+            result.append([builder.call(self.fma, [factor, b, total]) for b, total in zip(b_row, own, strict=True)])
+        return result
+
+    def _nonzero(self, row_starts, k):
+        """Return a word whose bits say which of a[:, k], a[:, k + 1], ..., a vector of them, are not zero in all rows."""
+        builder = self.builder
+        integers = ir.VectorType(ir.IntType(self.bits), self.lanes)
+        together = None
+        for row_start in row_starts:
+            address = builder.bitcast(builder.gep(self.a, [builder.add(row_start, k)]), integers.as_pointer())
+            values = builder.load(address, align=self.bits // 8)
+            together = values if together is None else builder.or_(together, values)
+        flags = builder.icmp_unsigned("!=", together, ir.Constant(integers, [0] * self.lanes))
+        return builder.zext(builder.bitcast(flags, ir.IntType(self.lanes)), I64)
+
+    def _phis(self, values, block):
+        """Return phi nodes that begin with ``values`` where one comes from ``block``."""
+        phis = [[self.builder.phi(self.vector) for _ in row] for row in values]
+        self._add_incoming(phis, values, block)
+        return phis
+
+    @staticmethod
+    def _add_incoming(phis, values, block):
+        for phi_row, row in zip(phis, values, strict=True):
+            for phi, value in zip(phi_row, row, strict=True):
+                phi.add_incoming(value, block)
 
     def _finish(self, numbers, result):
         if self.kind == ACCUMULATE:
