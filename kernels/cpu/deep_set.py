@@ -296,15 +296,15 @@ def _unpool(h, w, p, dp, pool, scales, totals):
         return
     scale = 1 / total_weight(w, 0, n) if pool == MEAN else 1.0
     # The sum of g is that of the weights of the elements that are on: whole numbers where there are no weights.
-    block = np.empty(K, h.dtype)
+    zero, block = h.dtype.type(0), np.empty(K, h.dtype)
     for first in range(0, n, BLOCK):
         block[:] = 0
         for r in range(first, min(first + BLOCK, n)):
-            weight = h.dtype.type(1) if w.size == 0 else w[r]
+            row = h[r]  # indexed from 0, or the loop is not vectorised
+            weight, factor = h.dtype.type(1) if w.size == 0 else w[r], scales[r]
             for k in range(K):
-                on = h[r, k] > 0
-                h[r, k] = scales[r] * dp[k] if on else h.dtype.type(0)
-                block[k] += weight if on else h.dtype.type(0)
+                block[k] += weight if row[k] > 0 else zero
+                row[k] = factor * dp[k] if row[k] > 0 else zero
         for k in range(K):
             totals[k] += scale * dp[k] * block[k]
 
