@@ -8,6 +8,7 @@ unnoticed. Here one stamp covers every source file of the backend.
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -20,6 +21,15 @@ from numba.misc.appdirs import user_cache_dir
 def cache_folder():
     """Return the folder of compiled code: ``FASTPERM_CACHE_DIR``, or ``fastperm`` in the user's cache folder."""
     return Path(os.environ.get("FASTPERM_CACHE_DIR") or user_cache_dir("fastperm"))
+
+
+_logger = logging.getLogger("fastperm")
+
+
+@functools.cache
+def _say_that_it_compiles():
+    """Say, once in a process, what takes the time: a first step that seems to hang would be killed."""
+    _logger.warning("compiling kernels, some seconds; they are kept in %s", cache_folder())
 
 
 @functools.cache
@@ -58,12 +68,15 @@ class _FunctionCache(caching.FunctionCache):
     _impl_class = _CacheImpl
 
     def load_overload(self, sig, target_context):
+        found = None
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         except Exception:  # a damaged pickle can raise anything
             with contextlib.suppress(OSError):
                 self.flush()
-            return None
+        if found is None:
+            _say_that_it_compiles()
+        return found
 
     def save_overload(self, sig, data):
         with contextlib.suppress(OSError):

@@ -1,0 +1,32 @@
+"""The cpu backend compiled for processors with fewer and narrower registers than this one: the tests of its products."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROCESSORS = {
+    "avx2": ("haswell", "+sse,+sse2,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+lzcnt"),
+    "sse": ("generic", ""),
+}
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="the instruction sets of another processor")
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_products_hold_on_narrower_processors(tmp_path, name):
+    cpu, features = PROCESSORS[name]
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": cpu,
+        "NUMBA_CPU_FEATURES": features,
+        "FASTPERM_CACHE_DIR": str(tmp_path),
+    }
+    tests = Path(__file__).with_name("test_product.py")
+    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", str(tests)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tests.parent, check=False, timeout=280
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
