@@ -1,4 +1,4 @@
-"""The cpu backend compiled for processors with fewer and narrower registers than this one: the tests of its products."""
+"""The products, compiled for processors with fewer and narrower registers than this one."""
 
 import os
 import platform

@@ -116,12 +116,19 @@ def _transposed(parameters, widths):
     for i in range(depth):
         W_self, W_pool, _ = _layer(parameters, starts[i], widths[i], widths[i + 1])
         W_self_T, W_pool_T, _ = _layer(out, starts[i], widths[i + 1], widths[i])
-        W_self_T[:] = W_self.T
-        W_pool_T[:] = W_pool.T
+        _transpose(W_self, W_self_T)
+        _transpose(W_pool, W_pool_T)
     W, _ = _head(parameters, starts[depth], widths[depth], widths[depth + 1])
-    W_T = out[starts[depth] : starts[depth] + W.size].reshape(widths[depth + 1], widths[depth])
-    W_T[:] = W.T
+    _transpose(W, out[starts[depth] : starts[depth] + W.size].reshape(widths[depth + 1], widths[depth]))
     return out
+
+
+@jit
+def _transpose(W, W_T):
+    # Not as an assignment of W.T: Numba would compile its error message, for three seconds.
+    for i in range(W.shape[0]):
+        for j in range(W.shape[1]):
+            W_T[j, i] = W[i, j]
 
 
 @jit

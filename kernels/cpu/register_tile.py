@@ -202,7 +202,7 @@ class _Tile:
         return result
 
     def _nonzero(self, row_starts, k):
-        """Return a word whose bits say which of a[:, k], a[:, k + 1], ..., a vector of them, are not zero in all rows."""
+        """Return a word whose bits say for which of a vector of steps from k on some row is not zero."""
         builder = self.builder
         integers = ir.VectorType(ir.IntType(self.bits), self.lanes)
         together = None
