@@ -10,6 +10,7 @@ from fastperm.layers import Dense, Equivariant, Pooling, PoolingSaved, initialis
 from fastperm.losses import as_targets
 from fastperm.parameters import Parameters
 from fastperm.sets import Sets, as_sets
+from fastperm.streams import Stream
 
 AGGREGATES = ("mean", "sum", "max")
 INVARIANCES = ("rounding", "bitwise")
@@ -178,6 +179,69 @@ class DeepSet:
         y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
         self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y)
         return y if self.pool is not None else self._as_given(y, order)
+
+    def predict_stream(self, chunks, *, weights=None):
+        """Return the prediction for one set that does not fit in memory.
+
+        The set is read once per layer, and once more, in chunks of which only one is held at a time. The result does
+        not depend on how the set is cut, not in a bit.
+
+        Parameters
+        ----------
+        chunks : callable or array-like of shape (T, in_features)
+            A function without arguments, called for each pass, that returns the chunks: an iterable of arrays
+            (n, in_features), n ≥ 0, or of pairs (values (n, in_features), weights (n,)); a generator function, for
+            example. Or an array that is read slice by slice, such as a ``np.memmap``.
+        weights : array-like of shape (T,), optional
+            Weights of the elements, where ``chunks`` is an array.
+
+        Returns
+        -------
+        ndarray of shape (out_features,)
+            The prediction. If ``pool`` is None, an iterator of arrays (n, out_features) instead, one per chunk (per
+            slice that was read of an array): the passes that pool are made at once, the last one as it goes.
+
+        Raises
+        ------
+        ValueError
+            If a chunk is malformed (the message names it, and the row within it), there are no elements or no positive
+            weight, passes differ in length, or ``invariance`` is "bitwise".
+        TypeError
+            If the chunks are neither an array nor a function, or do not hold real numbers.
+
+        Examples
+        --------
+        >>> import numpy as np, fastperm
+        >>> net = fastperm.DeepSet(in_features=2, width=16, depth=2, out_features=4, seed=0)
+        >>> def chunks():
+        ...     for seed in range(5):
+        ...         yield np.random.default_rng(seed).standard_normal((1000, 2))
+        >>> net.predict_stream(chunks).shape
+        (4,)
+        """
+        if self.invariance == "bitwise":
+            raise ValueError(
+                "invariance='bitwise' sorts the elements of a set, and a stream cannot be sorted: call the network on "
+                "the whole set, or make one of the same parameters with invariance='rounding'"
+            )
+        stream = Stream(chunks, weights, self.in_features, self.out_features, self.dtype)
+        parameters, widths, aggregate, pool = self._whole()
+        parameters = parameters.copy()  # the last pass may come later, after further training
+        xp = self.kernels.xp
+        c = xp.empty((self.depth, max(widths)), self.dtype)
+        y = xp.empty((1, self.out_features), self.dtype)
+        self.kernels.deep_set_stream_pool(
+            *(stream.blocks, parameters, widths, aggregate, pool), c=c, y=None if pool is None else y
+        )
+        if pool is not None:
+            return y[0]
+
+        def answer(x):
+            y = xp.empty((len(x), self.out_features), self.dtype)
+            self.kernels.deep_set_stream_rows(x, parameters, widths, c, y=y)
+            return y
+
+        return stream.map(answer)
 
     def forward(self, sets):
         """Return the predictions and what `backward` needs.

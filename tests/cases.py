@@ -18,6 +18,9 @@ SHAPES = (
     ((3,) * 37, 5, 113),
 )
 
+# Large sets for `split_large_sets`, alone and between small ones; the second ends where blocks of 1024 rows do.
+LARGE_COUNTS = ((2500,), (5, 2048, 1, 30, 1700, 12), (3, 1025))
+
 
 class Case:
     """Random inputs for one layer, float64; some weights are zero where there are weights."""
@@ -32,6 +35,7 @@ class Case:
         if weighted:
             self.weights = generator.uniform(0.1, 3, self.T)
             self.weights[generator.random(self.T) < 0.3] = 0
+            self.weights[300:700] = 0  # of a large set, whole pieces
             self.weights[self.offsets[:-1]] = 0.7  # no set is left without weight
         self.W_self, self.W_pool = generator.standard_normal((2, K_in, K_out)) / np.sqrt(K_in)
         self.b = generator.standard_normal(K_out)
@@ -45,6 +49,16 @@ class Case:
     @property
     def w(self):
         return np.ones(self.T) if self.weights is None else self.weights
+
+
+def split_large_sets(monkeypatch, counts, width):
+    """Have the cpu backend split the largest of these sets, of a thousand elements, as it splits larger ones."""
+    from fastperm.kernels.cpu import workers
+
+    for name, value in (("LARGE_ELEMENTS", 1000), ("LARGE_NUMBERS", 1), ("PIECE", 100)):
+        monkeypatch.setattr(workers, name, value)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    assert workers.large_sets(offsets, width) == [s for s, count in enumerate(counts) if count > 1000]
 
 
 def all_cases(function):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import BACKENDS
+from cases import BACKENDS, split_large_sets
 
 import fastperm
 
@@ -88,6 +88,23 @@ def test_gradients_and_training_do_not_change_a_bit(backend, pool):
         loss = fastperm.train_step(net, moved, targets[rows_moved], fastperm.Adam())
         assert loss == wanted.setdefault("loss", loss)
         assert same_bits(net.parameters.flat, wanted.setdefault("parameters", net.parameters.flat.copy()))
+
+
+@pytest.mark.parametrize("pool", ["mean", None])
+def test_large_sets_do_not_change_a_bit(monkeypatch, pool):
+    counts = [3, 2500, 40]
+    split_large_sets(monkeypatch, counts, 17)
+    sets = awkward_sets(np.random.default_rng(4), counts, 3, "float32", weighted=True)
+    net = mild_net(pool, "mean", "cpu", "float32")
+    wanted = net(sets)
+    targets = np.zeros_like(wanted)
+    loss, gradients = net.loss_and_gradients(sets, targets), net.gradients.flat.copy()
+    for seed in range(20):
+        order = sets.permutation(seed)
+        moved = sets.reorder(order)
+        assert same_bits(net(moved), wanted if pool is not None else wanted[order])
+        assert net.loss_and_gradients(moved, targets) == loss
+        assert same_bits(net.gradients.flat, gradients)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,7 +7,7 @@ import autograd.numpy as anp
 import numpy as np
 import oracle
 import pytest
-from cases import BACKENDS, TOLERANCES, Case, as_dtype, error, kernels, poisoned
+from cases import BACKENDS, LARGE_COUNTS, TOLERANCES, Case, as_dtype, error, kernels, poisoned, split_large_sets
 
 WIDTHS = [(3, 16, 16, 4), (1, 5, 33, 17, 1), (2, 70, 4), (17, 130, 9, 130, 40)]
 COUNTS = [(1,), (7, 1, 30, 12), (26,) * 3, (1013, 2)]
@@ -27,6 +27,37 @@ def make(widths, counts, weighted, seed=3):
     return case, named, np.concatenate([array.ravel() for array in named.values()])
 
 
+def check(backend, widths, counts, weighted, aggregate, pool, dtype):
+    """Compare prediction, loss and gradients with those of the oracle."""
+    case, named, flat = make(widths, counts, weighted)
+    if aggregate == "sum":  # keep numbers of size 1 through the layers
+        case.weights = case.w / case.counts.max()
+    rows = case.T if pool is None else case.S
+    targets = np.random.default_rng(4).standard_normal((rows, widths[-1]))
+    depth = len(widths) - 2
+
+    def predict(named):
+        return oracle.deep_set(case.x, named, case.bounds, case.w, depth, aggregate, pool)
+
+    def loss(named):
+        return anp.mean((predict(named) - targets) ** 2)
+
+    wanted = autograd.grad(loss)(named)
+    x, weights, parameters, targets_ = as_dtype(dtype, case.x, case.weights, flat, targets)
+    y, gradients = poisoned(targets.shape, dtype), np.zeros(flat.shape, dtype)
+    batch = (x, case.offsets, weights)
+    kernels(backend).deep_set_forward(*batch, parameters, widths, aggregate, pool, y=y)
+    found = kernels(backend).deep_set_step(*batch, targets_, parameters, widths, aggregate, pool, gradients=gradients)
+    assert error(y, predict(named)) <= TOLERANCES[dtype]
+    assert isinstance(found, float)
+    assert found == pytest.approx(loss(named), rel=TOLERANCES[dtype])
+    start = 0
+    for name, gradient in wanted.items():
+        own = gradients[start : start + gradient.size].reshape(gradient.shape)
+        assert error(own, gradient) <= TOLERANCES[dtype], (widths, name)
+        start += gradient.size
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
@@ -35,35 +66,18 @@ def make(widths, counts, weighted, seed=3):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_prediction_loss_and_gradients_match_autograd(backend, aggregate, pool, counts, weighted, dtype):
     for widths in WIDTHS:
-        case, named, flat = make(widths, counts, weighted)
-        if aggregate == "sum":  # keep numbers of size 1 through the layers
-            case.weights = case.w / case.counts.max()
-        rows = case.T if pool is None else case.S
-        targets = np.random.default_rng(4).standard_normal((rows, widths[-1]))
-        depth = len(widths) - 2
+        check(backend, widths, counts, weighted, aggregate, pool, dtype)
 
-        def predict(named, case=case, depth=depth):
-            return oracle.deep_set(case.x, named, case.bounds, case.w, depth, aggregate, pool)
 
-        def loss(named, predict=predict, targets=targets):
-            return anp.mean((predict(named) - targets) ** 2)
-
-        wanted = autograd.grad(loss)(named)
-        x, weights, parameters, targets_ = as_dtype(dtype, case.x, case.weights, flat, targets)
-        y, gradients = poisoned(targets.shape, dtype), np.zeros(flat.shape, dtype)
-        batch = (x, case.offsets, weights)
-        kernels(backend).deep_set_forward(*batch, parameters, widths, aggregate, pool, y=y)
-        found = kernels(backend).deep_set_step(
-            *batch, targets_, parameters, widths, aggregate, pool, gradients=gradients
-        )
-        assert error(y, predict(named)) <= TOLERANCES[dtype]
-        assert isinstance(found, float)
-        assert found == pytest.approx(loss(named), rel=TOLERANCES[dtype])
-        start = 0
-        for name, gradient in wanted.items():
-            own = gradients[start : start + gradient.size].reshape(gradient.shape)
-            assert error(own, gradient) <= TOLERANCES[dtype], (widths, name)
-            start += gradient.size
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("counts", LARGE_COUNTS, ids=str)
+@pytest.mark.parametrize("pool", [*HOW, None])
+@pytest.mark.parametrize("aggregate", HOW)
+def test_large_sets_match_autograd(monkeypatch, aggregate, pool, counts, weighted, dtype):
+    for widths in WIDTHS[:3]:
+        split_large_sets(monkeypatch, counts, max(widths))
+        check("cpu", widths, counts, weighted, aggregate, pool, dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

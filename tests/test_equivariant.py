@@ -2,7 +2,19 @@ import autograd
 import numpy as np
 import oracle
 import pytest
-from cases import BACKENDS, SHAPES, TOLERANCES, Case, all_cases, as_dtype, error, kernels, poisoned
+from cases import (
+    BACKENDS,
+    LARGE_COUNTS,
+    SHAPES,
+    TOLERANCES,
+    Case,
+    all_cases,
+    as_dtype,
+    error,
+    kernels,
+    poisoned,
+    split_large_sets,
+)
 
 AGGREGATES = ("mean", "sum", "max")
 ACTIVATIONS = ("relu", "identity")
@@ -43,7 +55,19 @@ def oracle_gradients(case, aggregate, activation):
 @pytest.mark.parametrize("backend", BACKENDS)
 @all_cases
 def test_forward_and_backward_match_autograd(backend, aggregate, activation, dtype, shape, weighted):
-    case = Case(*shape, weighted)
+    check(backend, Case(*shape, weighted), aggregate, activation, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+@pytest.mark.parametrize("counts", LARGE_COUNTS, ids=str)
+def test_large_sets_match_autograd(monkeypatch, counts, aggregate, weighted, dtype):
+    split_large_sets(monkeypatch, counts, 33)
+    check("cpu", Case(counts, 17, 33, weighted), aggregate, "relu", dtype)
+
+
+def check(backend, case, aggregate, activation, dtype):
     y, _ = run_forward(backend, case, aggregate, activation, dtype)
     wanted = oracle.equivariant(case.x, case.bounds, case.w, case.W_self, case.W_pool, case.b, aggregate, activation)
     assert error(y, wanted) <= TOLERANCES[dtype]
@@ -115,3 +139,12 @@ def test_nan_passes_through(backend, activation):
     y, _ = run_forward(backend, case, "max", activation)
     assert np.isnan(y[:5]).all()
     assert np.isfinite(y[5:]).all()
+
+
+def test_nan_passes_through_a_large_set(monkeypatch):
+    split_large_sets(monkeypatch, (1500, 4), 17)
+    case = Case((1500, 4), 3, 17, weighted=False)
+    case.x[1234, 2] = np.nan
+    y, _ = run_forward("cpu", case, "max", "relu")
+    assert np.isnan(y[:1500]).all()
+    assert np.isfinite(y[1500:]).all()

@@ -19,7 +19,7 @@ TWINS = ("cpu",)
 # Floors of the house; an import may point to its own floor or further down.
 FLOORS = (
     ("kernels",),
-    ("backend", "checks", "files", "parameters", "sets", "threads"),
+    ("backend", "checks", "files", "parameters", "sets", "streams", "threads"),
     ("layers", "losses", "adam"),
     ("network", "training", "checkpoints"),
     ("power_spectrum", "estimation", "figures"),

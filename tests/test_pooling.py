@@ -2,7 +2,18 @@ import autograd
 import numpy as np
 import oracle
 import pytest
-from cases import BACKENDS, TOLERANCES, Case, all_cases, as_dtype, error, kernels, poisoned
+from cases import (
+    BACKENDS,
+    LARGE_COUNTS,
+    TOLERANCES,
+    Case,
+    all_cases,
+    as_dtype,
+    error,
+    kernels,
+    poisoned,
+    split_large_sets,
+)
 
 POOLS = ("mean", "sum", "max")
 
@@ -20,7 +31,28 @@ def run(backend, case, pool, dtype="float64"):
 @pytest.mark.parametrize("backend", BACKENDS)
 @all_cases
 def test_matches_autograd(backend, pool, dtype, shape, weighted):
-    case = Case(*shape, weighted)
+    check(backend, Case(*shape, weighted), pool, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("counts", LARGE_COUNTS, ids=str)
+def test_large_sets_match_autograd(monkeypatch, counts, pool, weighted, dtype):
+    split_large_sets(monkeypatch, counts, 17)
+    check("cpu", Case(counts, 17, 1, weighted), pool, dtype)
+
+
+def test_ties_are_shared_across_the_pieces_of_a_large_set(monkeypatch):
+    counts = (3, 2000)
+    split_large_sets(monkeypatch, counts, 2)
+    case = Case(counts, 2, 1, weighted=True)
+    case.x[700:, 0] = 5.0
+    for found, wanted in zip(run("cpu", case, "max"), run("reference", case, "max"), strict=True):
+        assert error(found, wanted) <= TOLERANCES["float64"]
+
+
+def check(backend, case, pool, dtype):
     p, dx = run(backend, case, pool, dtype)
     assert error(p, oracle.pooling(case.x, case.bounds, case.w, pool)) <= TOLERANCES[dtype]
 

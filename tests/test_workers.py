@@ -1,9 +1,11 @@
 import multiprocessing
 import sys
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from cases import LARGE_COUNTS, split_large_sets
 
 import fastperm
 from fastperm.kernels.cpu import workers
@@ -15,15 +17,28 @@ def default_threads():
     workers.set_num_threads(None)
 
 
-def one_step(threads, seed=0):
-    """Return loss and all gradients of one step of a ragged batch."""
+def one_step(threads, seed=0, counts=None, **settings):
+    """Return loss, gradients and parameters of one step of a ragged batch, and a prediction afterwards."""
     workers.set_num_threads(threads)
     generator = np.random.default_rng(seed)
-    sets = fastperm.Sets.ragged([generator.standard_normal((n, 3)) for n in generator.integers(1, 60, 100)])
-    targets = generator.standard_normal((100, 2))
-    net = fastperm.DeepSet(3, 17, 2, 2, backend="cpu", seed=1)
+    if counts is None:
+        counts = generator.integers(1, 60, 100)
+    sets = fastperm.Sets.ragged([generator.standard_normal((n, 3)) for n in counts])
+    net = fastperm.DeepSet(3, 17, 2, 2, backend="cpu", seed=1, **settings)
+    targets = generator.standard_normal(net.prediction_shape(sets))
     loss = fastperm.train_step(net, sets, targets, fastperm.Adam())
-    return loss, net.gradients.flat.copy(), net.parameters.flat.copy()
+    return loss, net.gradients.flat.copy(), net.parameters.flat.copy(), net(sets)
+
+
+def forward_and_backward(threads, counts):
+    """Return prediction and all gradients of a ragged batch, layer by layer."""
+    workers.set_num_threads(threads)
+    generator = np.random.default_rng(0)
+    sets = fastperm.Sets.ragged([generator.standard_normal((n, 3)) for n in counts])
+    net = fastperm.DeepSet(3, 17, 2, 2, aggregate="max", backend="cpu", seed=1)
+    y, saved = net.forward(sets)
+    dx = net.backward(generator.standard_normal(y.shape), saved)
+    return 0, y, dx, net.gradients.flat.copy()
 
 
 def assert_same(a, b):
@@ -35,6 +50,49 @@ def assert_same(a, b):
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_the_number_of_threads_changes_no_bit(threads):
     assert_same(one_step(threads), one_step(1))
+
+
+@pytest.mark.parametrize("counts", LARGE_COUNTS, ids=str)
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_the_number_of_threads_changes_no_bit_of_large_sets(monkeypatch, threads, counts):
+    split_large_sets(monkeypatch, counts, 17)
+    for settings in ({}, {"aggregate": "max", "pool": "max"}, {"pool": None}):
+        assert_same(one_step(threads, 0, counts, **settings), one_step(1, 0, counts, **settings))
+    assert_same(forward_and_backward(threads, counts), forward_and_backward(1, counts))
+
+
+def test_what_is_large():
+    def large(counts, width):
+        return workers.large_sets(np.concatenate([[0], np.cumsum(counts)]), width)
+
+    assert large([10_000], 64) == [0]
+    assert large([9_999], 64) == []
+    assert large([5_000], 64) == []
+    assert large([5_000], 128) == [0]
+    assert large([4_095], 10_000) == []
+    assert large([20_000] * 7, 64) == list(range(7))
+    assert large([20_000] * 8, 64) == []  # enough for everybody as they are
+    assert large([1, 50_000, 7, 3, 30_000, 1], 64) == [1, 4]
+
+
+def test_chunks_leave_out_large_sets_only():
+    for counts in ([50_000], [5] * 30, [1, 50_000], [50_000, 1], [10] * 500 + [50_000, 60_000] + [99] * 100 + [40_000]):
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        chunks, large = workers.small_chunks(offsets, 64), workers.large_sets(offsets, 64)
+        covered = [s for first, last in chunks for s in range(first, last)]
+        assert sorted(covered + large) == list(range(len(counts)))
+        assert len(chunks) <= workers.CHUNKS
+        if not large:
+            assert chunks == list(pairwise(workers.chunk_bounds(offsets)))
+
+
+def test_pieces_cover_the_rows():
+    for rows in (1, 1023, 1024, 5000, 123_457):
+        bounds = workers.pieces(rows)
+        assert bounds[0] == 0
+        assert bounds[-1] == rows
+        assert (np.diff(bounds) >= min(rows, workers.PIECE)).all()
+        assert len(bounds) <= workers.CHUNKS + 1
 
 
 def test_python_threads_may_call_at_once():

@@ -4,21 +4,26 @@ A framework runs layer by layer over all rows, so every activation travels throu
 is a sum over sets: here one set goes forward through all layers and back again while its activations, N·ΣK numbers,
 lie in the core's cache, and only small gradients of the parameters leave. Memory does not grow with the batch. On the
 way back the gradient of an activation takes the very place of that activation, whose sign is its mask.
-"""
 
-from itertools import pairwise
+A large set would keep one worker busy and the others waiting, and its activations lie in no cache: it goes layer by
+layer, with the workers sharing its rows, or, where there is no way back, block by block (`deep_set_stream`).
+"""
 
 import numpy as np
 
 from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.deep_set_stream import large_set_forward
+from fastperm.kernels.cpu.dense import dense_backward, dense_forward
 from fastperm.kernels.cpu.equivariant import (
+    equivariant_backward,
+    equivariant_forward,
     longest_set,
     mean_scales,
     set_forward,
     set_parameter_gradients,
     set_pooled_gradient,
 )
-from fastperm.kernels.cpu.mean_squared_error import squared_error
+from fastperm.kernels.cpu.mean_squared_error import mean_squared_error, squared_error
 from fastperm.kernels.cpu.pooling import (
     BLOCK,
     CODES,
@@ -26,13 +31,25 @@ from fastperm.kernels.cpu.pooling import (
     MEAN,
     add_ties_gradient,
     pool_set,
+    pooling_backward,
+    pooling_forward,
     total_weight,
     weights_or_empty,
 )
 from fastperm.kernels.cpu.product import product, product_accumulate, product_masked, tiles
-from fastperm.kernels.cpu.workers import chunk_bounds, for_each_chunk, run, task
+from fastperm.kernels.cpu.workers import large_sets, run, small_chunks, task
+from fastperm.kernels.reference.deep_set import LayerKernels, step_by_layers
 
 NO_POOL = -1
+KERNELS = LayerKernels(
+    equivariant_forward,
+    equivariant_backward,
+    pooling_forward,
+    pooling_backward,
+    dense_forward,
+    dense_backward,
+    mean_squared_error,
+)
 
 
 def deep_set_forward(
@@ -47,8 +64,11 @@ def deep_set_forward(
     y,  # (S, K_fin), or (T, K_fin) without pooling
 ):
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool])
-    weights = weights_or_empty(weights, x.dtype)
-    for_each_chunk(_forward, offsets, tiles(x.dtype), x, offsets, weights, parameters, np.array(widths), *how, y)
+    inputs = (x, offsets, weights_or_empty(weights, x.dtype), parameters, np.array(widths))
+    run([task(_forward, *sets, tiles(x.dtype), *inputs, *how, y) for sets in small_chunks(offsets, max(widths[:-1]))])
+    for s in large_sets(offsets, max(widths[:-1])):
+        own_x, _, own_weights, own_y = _alone(s, x, offsets, weights, y, pool)
+        large_set_forward(own_x, own_weights, parameters, widths, aggregate, pool, y=own_y)
 
 
 def deep_set_step(
@@ -65,19 +85,29 @@ def deep_set_step(
 ):
     """Return the loss as a float. If it is not finite, the gradients mean nothing."""
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool])
-    weights = weights_or_empty(weights, x.dtype)
-    widths = np.array(widths)
-    transposed = _transposed(parameters, widths)
-    losses = np.empty(len(offsets) - 1)
+    shape, present = np.array(widths), weights_or_empty(weights, x.dtype)
+    inputs = (x, offsets, present, targets, parameters, _transposed(parameters, shape), shape)
+    losses = np.zeros(len(offsets) - 1)
     parts, tasks = [], []
-    for first_set, last_set in pairwise(chunk_bounds(offsets)):
+    for sets in small_chunks(offsets, max(widths[:-1])):
         parts.append(np.zeros_like(parameters))
-        inputs = (tiles(x.dtype), x, offsets, weights, targets, parameters, transposed, widths)
-        tasks.append(task(_step, first_set, last_set, *inputs, *how, parts[-1], losses))
+        tasks.append(task(_step, *sets, tiles(x.dtype), *inputs, *how, parts[-1], losses))
     run(tasks)
     for part in parts:
         gradients += part
-    return float(losses.sum()) / targets.size
+    loss = float(losses.sum()) / targets.size
+    for s in large_sets(offsets, max(widths[:-1])):
+        own = _alone(s, x, offsets, weights, targets, pool)
+        network = (parameters, widths, aggregate, pool)
+        loss += step_by_layers(KERNELS, *own, *network, targets.size, gradients=gradients)
+    return loss
+
+
+def _alone(s, x, offsets, weights, results, pool):
+    """Return x, offsets and weights of a batch of set s alone, and its rows of the predictions or targets."""
+    rows = slice(offsets[s], offsets[s + 1])
+    own = rows if pool is None else slice(s, s + 1)
+    return x[rows], offsets[s : s + 2] - offsets[s], None if weights is None else weights[rows], results[own]
 
 
 @jit

@@ -1,13 +1,15 @@
 """The dense layer; formula and derivation in ``kernels/reference/dense.py``.
 
-Rows are spread over threads like sets: fixed chunks, parameter gradients added up in the order of the chunks.
+Rows are spread over threads like sets: fixed pieces, parameter gradients added up in the order of the pieces.
 """
+
+from itertools import pairwise
 
 import numpy as np
 
 from fastperm.kernels.cpu.compiling import jit
 from fastperm.kernels.cpu.product import product, product_accumulate, tiles
-from fastperm.kernels.cpu.workers import CHUNKS, run, task
+from fastperm.kernels.cpu.workers import pieces, run, task
 
 
 def dense_forward(
@@ -17,7 +19,7 @@ def dense_forward(
     *,
     y,  # (R, K_out)
 ):
-    run([task(_forward, first, last, tiles(x.dtype), x, W, b, y) for first, last in _row_chunks(len(x))])
+    rows_forward(x, W, b, -np.inf, y)
 
 
 def dense_backward(
@@ -30,23 +32,23 @@ def dense_backward(
     db,  # (K_out,), accumulated
 ):
     W_T = np.ascontiguousarray(W.T)
-    chunks = [(*ends, np.zeros_like(dW), np.zeros_like(db)) for ends in _row_chunks(len(x))]
-    run([task(_backward, first, last, tiles(x.dtype), dy, x, W_T, dx, *parts) for first, last, *parts in chunks])
-    for _, _, dW_part, db_part in chunks:
+    parts = [(*ends, np.zeros_like(dW), np.zeros_like(db)) for ends in pairwise(pieces(len(x)))]
+    run([task(_backward, first, last, tiles(x.dtype), dy, x, W_T, dx, *own) for first, last, *own in parts])
+    for _, _, dW_part, db_part in parts:
         dW += dW_part
         db += db_part
 
 
-def _row_chunks(rows):
-    """Return the (first, last) rows of each chunk; few rows are one chunk, since a thread costs more than they do."""
-    chunks = min(CHUNKS, max(1, rows // 1024))
-    return [(rows * i // chunks, rows * (i + 1) // chunks) for i in range(chunks)]
+def rows_forward(x, W, b, floor, y):
+    """Write max(x W + b, floor) to y, pieces of the rows side by side."""
+    own = (tiles(x.dtype), x, W, b, x.dtype.type(floor), y)
+    run([task(_forward, first, last, *own) for first, last in pairwise(pieces(len(x)))])
 
 
 @jit
-def _forward(first, last, tiles, x, W, b, y):
+def _forward(first, last, tiles, x, W, b, floor, y):
     one, nowhere = np.ones(1, x.dtype), np.empty(b.size)
-    product(tiles, x[first:last], W, b, one, y[first:last], x.dtype.type(-np.inf), nowhere, one)
+    product(tiles, x[first:last], W, b, one, y[first:last], floor, nowhere, one)
 
 
 @jit

@@ -2,7 +2,8 @@
 
 What this twin does differently: a set is pooled, multiplied, shifted and rectified while it is in the core's cache, the
 pooled term and the bias being the start of the product and ReLU its finish; sets are spread over threads in fixed
-chunks, each with parameter gradients of its own that are added up in the order of the chunks.
+chunks, each with parameter gradients of its own that are added up in the order of the chunks. The pieces of a large
+set wait for each other twice: for its pooled vector, and for the sum of its gradients.
 """
 
 from itertools import pairwise
@@ -10,18 +11,26 @@ from itertools import pairwise
 import numpy as np
 
 from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.dense import rows_forward
 from fastperm.kernels.cpu.pooling import (
     CODES,
     MAX,
     MEAN,
     SUM,
     add_ties_gradient,
+    divisor,
+    large_set_ties,
+    pool_large_set,
     pool_set,
+    share_among_ties,
     total_weight,
     weights_or_empty,
 )
 from fastperm.kernels.cpu.product import product, product_accumulate, tiles
-from fastperm.kernels.cpu.workers import chunk_bounds, for_each_chunk, run, task
+from fastperm.kernels.cpu.workers import large_sets, pieces, run, small_chunks, task
+
+# Rows of a large set that are taken at a time: their gradients stay in the cache between the mask and the product.
+BLOCK = 1008
 
 FLOORS = {"relu": 0.0, "identity": -np.inf}
 
@@ -40,10 +49,15 @@ def equivariant_forward(
     m,  # (S, K_in)
 ):
     weights = weights_or_empty(weights, x.dtype)
-    floor = x.dtype.type(FLOORS[activation])
-    for_each_chunk(
-        _forward, offsets, tiles(x.dtype), x, offsets, weights, W_self, W_pool, b, CODES[aggregate], floor, y, m
-    )
+    code, floor = CODES[aggregate], x.dtype.type(FLOORS[activation])
+    inputs = (tiles(x.dtype), x, offsets, weights, W_self, W_pool, b, code, floor)
+    run([task(_forward, *sets, *inputs, y, m) for sets in small_chunks(offsets, max(W_self.shape))])
+    for s in large_sets(offsets, max(W_self.shape)):
+        first, last = offsets[s], offsets[s + 1]
+        pool_large_set(x, weights, first, last, code, m[s])
+        c = np.empty((1, b.size), b.dtype)
+        rows_forward(m[s : s + 1], W_pool, b, -np.inf, c)
+        rows_forward(x[first:last], W_self, c[0], floor, y[first:last])
 
 
 def equivariant_backward(
@@ -69,15 +83,42 @@ def equivariant_backward(
     if dx is None:
         dx = np.empty((0, x.shape[1]), x.dtype)
     gradients, tasks = [], []
-    for first_set, last_set in pairwise(chunk_bounds(offsets)):
+    for sets in small_chunks(offsets, max(W_self.shape)):
         own = (np.zeros_like(dW_self), np.zeros_like(dW_pool), np.zeros_like(db))
         gradients.append(own)
         inputs = (tiles(x.dtype), dy, x, y, m, offsets, weights, W_self_T, W_pool_T, code, relu)
-        tasks.append(task(_backward, first_set, last_set, *inputs, dx, *own))
+        tasks.append(task(_backward, *sets, *inputs, dx, *own))
     run(tasks)
     for total, *parts in zip((dW_self, dW_pool, db), *gradients, strict=True):
         for part in parts:
             total += part
+    for s in large_sets(offsets, max(W_self.shape)):
+        set_inputs = (dy, x, y, m[s], weights, offsets[s], offsets[s + 1], W_self_T, W_pool_T, code, relu)
+        _large_set_backward(*set_inputs, dx, dW_self, dW_pool, db)
+
+
+def _large_set_backward(
+    dy, x, y, m, weights, first, last, W_self_T, W_pool_T, aggregate, relu, dx, dW_self, dW_pool, db
+):  # fmt: skip
+    K_out, K_in = W_self_T.shape
+    bounds = first + pieces(last - first)
+    sums = np.zeros((len(bounds) - 1, K_out))
+    parts = [np.zeros_like(dW_self) for _ in sums]
+    own = zip(pairwise(bounds), parts, sums, strict=True)
+    run([task(_piece_parameters, *ends, tiles(x.dtype), dy, x, y, relu, *out) for ends, *out in own])
+    for part in parts:
+        dW_self += part
+    G = sums.sum(axis=0).astype(dy.dtype)
+    dW_pool += np.outer(m, G)
+    db += G
+    if dx.size == 0:
+        return
+    dm, no_bias = np.empty((1, K_in), dy.dtype), np.zeros(K_in, dy.dtype)
+    rows_forward(G[None], W_pool_T, no_bias, -np.inf, dm)
+    dm = (dm[0] / divisor(weights, first, last, aggregate)).astype(dy.dtype)
+    ties = large_set_ties(x, m, weights, first, last) if aggregate == MAX else np.empty(K_in)
+    inputs = (tiles(x.dtype), dy, x, y, m, weights, W_self_T, aggregate, relu, dm, ties)
+    run([task(_piece_inputs, *ends, *inputs, dx) for ends in pairwise(bounds)])
 
 
 @jit
@@ -125,6 +166,14 @@ def mean_scales(weights, first, last, pool, scales):
 
 
 @jit
+def mask(dy, y, first, last, relu, g):
+    """Write the gradient of rows ``first`` to ``last`` before their activation to g (n, K_out)."""
+    for n in range(last - first):
+        for k in range(dy.shape[1]):
+            g[n, k] = dy[first + n, k] if not relu or y[first + n, k] > 0 else 0
+
+
+@jit
 def _forward(first_set, last_set, tiles, x, offsets, weights, W_self, W_pool, b, aggregate, floor, y, m):
     c = np.empty(b.size, x.dtype)
     nowhere, one = np.empty(b.size), np.ones(1, x.dtype)
@@ -164,9 +213,7 @@ def _backward(
     for s in range(first_set, last_set):
         first, last = offsets[s], offsets[s + 1]
         count = last - first
-        for n in range(count):
-            for k in range(K_out):
-                g[n, k] = dy[first + n, k] if not relu or y[first + n, k] > 0 else 0
+        mask(dy, y, first, last, relu, g)
         pool_set(g, no_weights, 0, count, SUM, G)
         set_parameter_gradients(tiles, g[:count], G, x[first:last], m[s], dW_self, dW_pool, db)
         if dx.size == 0:
@@ -176,3 +223,35 @@ def _backward(
         product(tiles, g[:count], W_self_T, dm, scales[:count], dx[first:last], no_floor, nowhere, one)
         if aggregate == MAX:
             add_ties_gradient(dm, x, m[s], weights, first, last, dx)
+
+
+@jit
+def _piece_parameters(first, last, tiles, dy, x, y, relu, dW_self, G):
+    """Add what these rows of a large set send to W_self, and their part of G (K_out,), float64."""
+    K_out = G.size
+    g, block_sum = np.empty((BLOCK, K_out), dy.dtype), np.empty(K_out)
+    no_weights = np.empty(0, dy.dtype)
+    for start in range(first, last, BLOCK):
+        stop = min(start + BLOCK, last)
+        mask(dy, y, start, stop, relu, g)
+        pool_set(g, no_weights, 0, stop - start, SUM, block_sum)
+        for k in range(K_out):
+            G[k] += block_sum[k]
+        product_accumulate(tiles, x[start:stop], g[: stop - start], dW_self)
+
+
+@jit
+def _piece_inputs(first, last, tiles, dy, x, y, m, weights, W_self_T, aggregate, relu, dm, ties, dx):
+    """Write dx of these rows of a large set; for a mean, dm (K_in,) is that of the sum."""
+    K_out, K_in = W_self_T.shape
+    g, scales = np.empty((BLOCK, K_out), dy.dtype), np.empty(BLOCK, dy.dtype)
+    one, nowhere, no_floor = np.ones(1, dy.dtype), np.empty(K_in), dy.dtype.type(-np.inf)
+    how = MAX if aggregate == MAX else SUM
+    for start in range(first, last, BLOCK):
+        stop = min(start + BLOCK, last)
+        n = stop - start
+        mask(dy, y, start, stop, relu, g)
+        mean_scales(weights, start, stop, how, scales)
+        product(tiles, g[:n], W_self_T, dm, scales[:n], dx[start:stop], no_floor, nowhere, one)
+        if aggregate == MAX:
+            share_among_ties(dm, ties, x, m, weights, start, stop, dx)

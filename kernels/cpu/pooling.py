@@ -1,9 +1,14 @@
-"""Pooling; formula and derivation in ``kernels/reference/pooling.py``."""
+"""Pooling; formula and derivation in ``kernels/reference/pooling.py``.
+
+A large set is split in pieces, which are sets to the compiled kernels: what they pool to, in float64, is pooled again.
+"""
+
+from itertools import pairwise
 
 import numpy as np
 
 from fastperm.kernels.cpu.compiling import jit
-from fastperm.kernels.cpu.workers import for_each_chunk
+from fastperm.kernels.cpu.workers import large_sets, pieces, run, small_chunks, task
 
 MEAN, SUM, MAX = 0, 1, 2
 CODES = {"mean": MEAN, "sum": SUM, "max": MAX}
@@ -21,7 +26,10 @@ def pooling_forward(
     *,
     p,  # (S, K)
 ):
-    for_each_chunk(_forward, offsets, x, offsets, weights_or_empty(weights, x.dtype), CODES[pool], p)
+    weights = weights_or_empty(weights, x.dtype)
+    run([task(_forward, *sets, x, offsets, weights, CODES[pool], p) for sets in small_chunks(offsets, x.shape[1])])
+    for s in large_sets(offsets, x.shape[1]):
+        pool_large_set(x, weights, offsets[s], offsets[s + 1], CODES[pool], p[s])
 
 
 def pooling_backward(
@@ -34,7 +42,55 @@ def pooling_backward(
     *,
     dx,  # (T, K), overwritten
 ):
-    for_each_chunk(_backward, offsets, dp, x, p, offsets, weights_or_empty(weights, x.dtype), CODES[pool], dx)
+    weights = weights_or_empty(weights, x.dtype)
+    run(
+        [
+            task(_backward, *sets, dp, x, p, offsets, weights, CODES[pool], dx)
+            for sets in small_chunks(offsets, x.shape[1])
+        ]
+    )
+    for s in large_sets(offsets, x.shape[1]):
+        _unpool_large_set(dp[s], x, p[s], weights, offsets[s], offsets[s + 1], CODES[pool], dx)
+
+
+def pool_large_set(x, weights, first, last, pool, p):
+    """Pool rows ``first`` to ``last`` of x (T, K) into p (K,), as `pool_set` does, all workers sharing them."""
+    bounds = first + pieces(last - first)
+    parts = np.empty((len(bounds) - 1, x.shape[1]))
+    how = MAX if pool == MAX else SUM
+    run([task(_forward, i, i + 1, x, bounds, weights, how, parts) for i in range(len(parts))])
+    p[:] = parts.max(axis=0) if pool == MAX else parts.sum(axis=0) / divisor(weights, first, last, pool)
+
+
+def divisor(weights, first, last, pool):
+    """Return what the sums of a large set are divided by: W_s for the mean, in float64."""
+    if pool != MEAN:
+        return 1.0
+    if weights.size == 0:
+        return float(last - first)
+    total = np.empty(1)
+    pool_large_set(weights.reshape(-1, 1), weights[:0], first, last, SUM, total)
+    return total[0]
+
+
+def large_set_ties(x, p, weights, first, last):
+    """Return the weight of the rows that attain p (K,), for each column: (K,) float64."""
+    bounds = first + pieces(last - first)
+    parts = np.zeros((len(bounds) - 1, x.shape[1]))
+    run([task(count_ties, x, p, weights, *ends, part) for ends, part in zip(pairwise(bounds), parts, strict=True)])
+    return parts.sum(axis=0)
+
+
+def _unpool_large_set(dp, x, p, weights, first, last, pool, dx):
+    bounds = first + pieces(last - first)
+    if pool == MAX:
+        dx[first:last] = 0
+        ties = large_set_ties(x, p, weights, first, last)
+        run([task(share_among_ties, dp, ties, x, p, weights, *ends, dx) for ends in pairwise(bounds)])
+        return
+    count = len(bounds) - 1
+    own = np.tile(dp / divisor(weights, first, last, pool), (count, 1)), x, np.tile(p, (count, 1))
+    run([task(_backward, i, i + 1, *own, bounds, weights, SUM, dx) for i in range(count)])
 
 
 def weights_or_empty(weights, dtype):
@@ -86,13 +142,26 @@ def pool_set(x, weights, first, last, pool, p):
 @jit
 def add_ties_gradient(dp, x, p, weights, first, last, dx):
     """Add to dx what the maximum sends back: dp (K,), shared by the elements that attain p (K,), by their weights."""
+    ties = np.zeros(p.size)
+    count_ties(x, p, weights, first, last, ties)
+    share_among_ties(dp, ties, x, p, weights, first, last, dx)
+
+
+@jit
+def count_ties(x, p, weights, first, last, ties):
+    """Add to ties (K,) the weights of the rows that attain p (K,)."""
     K = x.shape[1]
-    ties = np.zeros(K)
     for n in range(first, last):
         w = 1.0 if weights.size == 0 else np.float64(weights[n])
         for k in range(K):
             if x[n, k] == p[k]:
                 ties[k] += w
+
+
+@jit
+def share_among_ties(dp, ties, x, p, weights, first, last, dx):
+    """Add to dx what each row that attains p (K,) gets of dp (K,), ties (K,) being the weight of all such rows."""
+    K = x.shape[1]
     for n in range(first, last):
         w = 1.0 if weights.size == 0 else np.float64(weights[n])
         for k in range(K):

@@ -1,8 +1,9 @@
-"""Threads of the cpu backend: an ordinary pool over fixed chunks of sets.
+"""Threads of the cpu backend: an ordinary pool over fixed chunks of sets, or fixed pieces of one large set.
 
 Kernels release the GIL, so plain threads run them side by side. Numba's own layers are not used: ``workqueue`` aborts
-the process when two Python threads call in at once, and OpenMP aborts after a fork. The chunks depend on the batch
-only, never on the number of threads, so that sums over chunks give the same bits on 1 or 64 threads.
+the process when two Python threads call in at once, and OpenMP aborts after a fork. What is large, the chunks and the
+pieces depend on the batch only, never on the number of threads, so that sums over them give the same bits on 1 or 64
+threads.
 """
 
 import os
@@ -15,6 +16,13 @@ from itertools import pairwise
 import numpy as np
 
 CHUNKS = 16
+
+# A set is large, and split over the workers, if it has at least so many elements, and activations of so many numbers
+# (10,000 elements at width 64: two workers gain nothing there yet, since they wait for each other, but more do), and
+# more than this part of the elements of its batch (with less, chunks of whole sets keep 8 workers busy).
+LARGE_ELEMENTS, LARGE_NUMBERS, LARGE_PART = 4096, 640_000, 8
+# Rows that are worth a thread.
+PIECE = 1024
 
 _lock = threading.Lock()
 _pool = None
@@ -47,6 +55,29 @@ def chunk_bounds(offsets):
     """Return the sets at which chunks begin and end: at most CHUNKS of them, of about equal numbers of elements."""
     ends = offsets[-1] * np.arange(1, CHUNKS + 1) // CHUNKS
     return [0, *np.unique(np.searchsorted(offsets[1:], ends) + 1).tolist()]
+
+
+def large_sets(offsets, width):
+    """Return the sets that are to be split over the workers, in order; ``width`` is that of the widest activation."""
+    least = max(LARGE_ELEMENTS, -(-LARGE_NUMBERS // width), offsets[-1] // LARGE_PART + 1)
+    return np.flatnonzero(np.diff(offsets) >= least).tolist()
+
+
+def small_chunks(offsets, width):
+    """Return the (first, last) sets of each chunk of the sets that are not large."""
+    large = large_sets(offsets, width)
+    # Still at most CHUNKS: at least two chunks would have ended within a large set, and now one begins at it.
+    bounds = sorted({*chunk_bounds(offsets), *large, *(s + 1 for s in large)})
+    return [(first, last) for first, last in pairwise(bounds) if first not in large]
+
+
+def pieces(rows):
+    """Return the bounds of at most CHUNKS pieces of about as many rows each, (pieces + 1,) int64: offsets, if you like.
+
+    Fewer than PIECE are one piece, since a thread costs more than they do.
+    """
+    count = min(CHUNKS, max(1, rows // PIECE))
+    return rows * np.arange(count + 1, dtype=np.int64) // count
 
 
 def run(tasks):

@@ -5,6 +5,7 @@ import numpy as xp
 from fastperm.kernels.reference.adam import adam_step
 from fastperm.kernels.reference.canonical_order import canonical_order
 from fastperm.kernels.reference.deep_set import deep_set_forward, deep_set_step
+from fastperm.kernels.reference.deep_set_stream import deep_set_stream_pool, deep_set_stream_rows
 from fastperm.kernels.reference.dense import dense_backward, dense_forward
 from fastperm.kernels.reference.equivariant import equivariant_backward, equivariant_forward
 from fastperm.kernels.reference.fourier_series import fourier_series
@@ -16,6 +17,8 @@ __all__ = [
     "canonical_order",
     "deep_set_forward",
     "deep_set_step",
+    "deep_set_stream_pool",
+    "deep_set_stream_rows",
     "dense_backward",
     "dense_forward",
     "equivariant_backward",

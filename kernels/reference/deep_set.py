@@ -6,7 +6,10 @@ r"""The whole network: equivariant ReLU layers, pooling, a dense head; and one t
 The parameters are one flat array: W_self, W_pool and b of every layer, then W and b of the head.
 """
 
+import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +31,7 @@ def deep_set_forward(
     y,  # (S, K_fin), or (T, K_fin) without pooling
 ):
     layers, head = split_parameters(parameters, widths)
-    _forward(x, offsets, weights, layers, head, aggregate, pool, y)
+    _forward_by_layers(KERNELS, x, offsets, weights, layers, head, aggregate, pool, y)
 
 
 def deep_set_step(
@@ -44,25 +47,68 @@ def deep_set_step(
     gradients,  # (P,), accumulated
 ):
     """Return the loss as a float. If it is not finite, the gradients mean nothing."""
+    return step_by_layers(
+        *(KERNELS, x, offsets, weights, targets, parameters, widths, aggregate, pool, targets.size), gradients=gradients
+    )
+
+
+class LayerKernels(NamedTuple):
+    """What a network is put together from: the kernels of one backend."""
+
+    equivariant_forward: Callable
+    equivariant_backward: Callable
+    pooling_forward: Callable
+    pooling_backward: Callable
+    dense_forward: Callable
+    dense_backward: Callable
+    mean_squared_error: Callable
+
+
+KERNELS = LayerKernels(
+    equivariant_forward,
+    equivariant_backward,
+    pooling_forward,
+    pooling_backward,
+    dense_forward,
+    dense_backward,
+    mean_squared_error,
+)
+
+
+def step_by_layers(
+    kernels, x, offsets, weights, targets, parameters, widths, aggregate, pool, batch_size, *, gradients
+):  # fmt: skip
+    """Do what `deep_set_step` does, layer by layer, with the kernels of any backend.
+
+    These sets may be a part of a batch whose targets are ``batch_size`` numbers: the loss is their part of its mean.
+    """
     layers, head = split_parameters(parameters, widths)
     layer_gradients, (dW, db) = split_parameters(gradients, widths)
     y = np.empty_like(targets)
-    hidden, means, p = _forward(x, offsets, weights, layers, head, aggregate, pool, y)
+    hidden, means, p = _forward_by_layers(kernels, x, offsets, weights, layers, head, aggregate, pool, y)
     dy = np.empty_like(y)
-    loss = mean_squared_error(y, targets, dy=dy)
+    part = targets.size / batch_size
+    loss = part * kernels.mean_squared_error(y, targets, dy=dy)
     if not np.isfinite(loss):
         return loss
+    dy *= part
+    # Two places take turns to hold the gradient of an activation.
+    places = _arrays([(len(x), max(widths[1:-1]))] * 2, x.dtype)
+
+    def gradient_of(h, place):
+        return places[place].reshape(-1)[: h.size].reshape(h.shape)
+
     dp = np.empty_like(p)
-    dense_backward(dy, p, head[0], dx=dp, dW=dW, db=db)
+    kernels.dense_backward(dy, p, head[0], dx=dp, dW=dW, db=db)
     dh = dp
     if pool is not None:
-        dh = np.empty_like(hidden[-1])
-        pooling_backward(dp, hidden[-1], p, offsets, weights, pool, dx=dh)
+        dh = gradient_of(hidden[-1], len(layers) % 2)
+        kernels.pooling_backward(dp, hidden[-1], p, offsets, weights, pool, dx=dh)
     for i in reversed(range(len(layers))):
         W_self, W_pool, _ = layers[i]
         dW_self, dW_pool, db = layer_gradients[i]
-        dx = np.empty_like(hidden[i]) if i else None
-        equivariant_backward(
+        dx = gradient_of(hidden[i], i % 2) if i else None
+        kernels.equivariant_backward(
             *(dh, hidden[i], hidden[i + 1], means[i], offsets, weights, W_self, W_pool, aggregate, "relu"),
             dx=dx,
             dW_self=dW_self,
@@ -79,7 +125,7 @@ def split_parameters(parameters, widths):
 
     def take(*shape):
         nonlocal start
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         start += size
         return parameters[start - size : start].reshape(shape)
 
@@ -88,17 +134,23 @@ def split_parameters(parameters, widths):
     return layers, (take(*widths[-2:]), take(widths[-1]))
 
 
-def _forward(x, offsets, weights, layers, head, aggregate, pool, y):
+def _forward_by_layers(kernels, x, offsets, weights, layers, head, aggregate, pool, y):
     """Write y and return h_0 … h_D, m_0 … m_{D-1} and what the head saw."""
-    hidden, means = [x], []
-    for W_self, W_pool, b in layers:
-        h, m = np.empty((len(x), b.size), x.dtype), np.empty((len(offsets) - 1, len(W_self)), x.dtype)
-        equivariant_forward(hidden[-1], offsets, weights, W_self, W_pool, b, aggregate, "relu", y=h, m=m)
-        hidden.append(h)
-        means.append(m)
+    hidden = [x, *_arrays([(len(x), b.size) for _, _, b in layers], x.dtype)]
+    means = [np.empty((len(offsets) - 1, len(W_self)), x.dtype) for W_self, _, _ in layers]
+    for (W_self, W_pool, b), h, above, m in zip(layers, hidden[:-1], hidden[1:], means, strict=True):
+        kernels.equivariant_forward(h, offsets, weights, W_self, W_pool, b, aggregate, "relu", y=above, m=m)
     p = hidden[-1]
     if pool is not None:
         p = np.empty((len(offsets) - 1, p.shape[1]), x.dtype)
-        pooling_forward(hidden[-1], offsets, weights, pool, p=p)
-    dense_forward(p, *head, y=y)
+        kernels.pooling_forward(hidden[-1], offsets, weights, pool, p=p)
+    kernels.dense_forward(p, *head, y=y)
     return hidden, means, p
+
+
+def _arrays(shapes, dtype):
+    """Return arrays of these shapes that lie in one block: large ones come in large pages, which cost far less."""
+    sizes = [math.prod(shape) for shape in shapes]
+    block = np.empty(sum(sizes), dtype)
+    ends = np.cumsum(sizes)
+    return [block[end - size : end].reshape(shape) for end, size, shape in zip(ends, sizes, shapes, strict=True)]
