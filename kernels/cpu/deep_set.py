@@ -37,7 +37,8 @@ from fastperm.kernels.cpu.pooling import (
     weights_or_empty,
 )
 from fastperm.kernels.cpu.product import product, product_accumulate, product_masked, tiles
-from fastperm.kernels.cpu.workers import large_sets, run, small_chunks, task
+from fastperm.kernels.cpu.similar_order import copy_similar, worth_sorting
+from fastperm.kernels.cpu.workers import add_parts, large_sets, run, small_chunks, task
 from fastperm.kernels.reference.deep_set import LayerKernels, step_by_layers
 
 NO_POOL = -1
@@ -90,11 +91,10 @@ def deep_set_step(
     losses = np.zeros(len(offsets) - 1)
     parts, tasks = [], []
     for sets in small_chunks(offsets, max(widths[:-1])):
-        parts.append(np.zeros_like(parameters))
+        parts.append(np.empty_like(parameters))
         tasks.append(task(_step, *sets, tiles(x.dtype), *inputs, *how, parts[-1], losses))
     run(tasks)
-    for part in parts:
-        gradients += part
+    add_parts(parts, gradients)
     loss = float(losses.sum()) / targets.size
     for s in large_sets(offsets, max(widths[:-1])):
         own = _alone(s, x, offsets, weights, targets, pool)
@@ -228,16 +228,22 @@ def _answer(y, s, first, last, pool):
 def _forward(first_set, last_set, tiles, x, offsets, weights, parameters, widths, aggregate, pool, y):
     starts, depth = _layer_starts(widths), widths.size - 2
     widest = widths.max()
-    hidden = np.empty(2 * longest_set(offsets, first_set, last_set) * widest, x.dtype)
+    longest = longest_set(offsets, first_set, last_set)
+    hidden = np.empty(2 * longest * widest, x.dtype)
+    sort = pool != NO_POOL and worth_sorting(widths, x.itemsize)
+    sorted_x = np.empty((longest if sort else 0, x.shape[1]), x.dtype)
+    sorted_w = np.empty(longest if sort and weights.size else 0, x.dtype)
     pooled = np.empty((depth + 1, widest), x.dtype)
     c, totals = np.empty(widest, x.dtype), np.empty(widest)
     W, b = _head(parameters, starts[depth], widths[depth], widths[depth + 1])
     for s in range(first_set, last_set):
         first, last = offsets[s], offsets[s + 1]
         w = _own_weights(weights, first, last)
-        h = _set_forward(
-            tiles, x[first:last], w, parameters, starts, widths, aggregate, pool, hidden, False, pooled, c, totals
-        )
+        own = x[first:last]
+        if sort:
+            copy_similar(own, w, sorted_x, sorted_w)
+            own, w = sorted_x[: len(own)], sorted_w[: w.size]
+        h = _set_forward(tiles, own, w, parameters, starts, widths, aggregate, pool, hidden, False, pooled, c, totals)
         _set_head(tiles, h, pooled[depth, : len(W)], W, b, pool, _answer(y, s, first, last, pool))
 
 
@@ -258,10 +264,14 @@ def _step(
     gradients,
     losses,
 ):
+    gradients[:] = 0
     starts, depth = _layer_starts(widths), widths.size - 2
     widest, K_fin, K_last = widths.max(), widths[depth + 1], widths[depth]
     longest = longest_set(offsets, first_set, last_set)
     hidden = np.empty(longest * widths[1:-1].sum(), x.dtype)
+    sort = pool != NO_POOL and worth_sorting(widths, x.itemsize)
+    sorted_x = np.empty((longest if sort else 0, x.shape[1]), x.dtype)
+    sorted_w = np.empty(longest if sort and weights.size else 0, x.dtype)
     spare = np.empty(longest * widest if aggregate == MAX else 0, x.dtype)
     pooled = np.empty((depth + 1, widest), x.dtype)
     c, totals, scales = np.empty(widest, x.dtype), np.empty(widest), np.empty(longest, x.dtype)
@@ -278,8 +288,12 @@ def _step(
         first, last = offsets[s], offsets[s + 1]
         n = last - first
         w = _own_weights(weights, first, last)
+        elements = x[first:last]
+        if sort:
+            copy_similar(elements, w, sorted_x, sorted_w)
+            elements, w = sorted_x[:n], sorted_w[: w.size]
         h = _set_forward(
-            tiles, x[first:last], w, parameters, starts, widths, aggregate, pool, hidden, True, pooled, c, totals
+            tiles, elements, w, parameters, starts, widths, aggregate, pool, hidden, True, pooled, c, totals
         )
         own = 1 if pool != NO_POOL else n
         _set_head(tiles, h, pooled[depth, : len(W)], W, b, pool, y[:own])
@@ -306,7 +320,7 @@ def _step(
             K_in, K_out = widths[i], widths[i + 1]
             place -= n * K_out
             g = hidden[place : place + n * K_out].reshape(n, K_out)
-            below = x[first:last] if i == 0 else hidden[place - n * K_in : place].reshape(n, K_in)
+            below = elements if i == 0 else hidden[place - n * K_in : place].reshape(n, K_in)
             for k in range(K_out):
                 G[k] = totals[k]
             dW_self, dW_pool, db_layer = _layer(gradients, starts[i], K_in, K_out)

@@ -21,8 +21,8 @@ CHUNKS = 16
 # (10,000 elements at width 64: two workers gain nothing there yet, since they wait for each other, but more do), and
 # more than this part of the elements of its batch (with less, chunks of whole sets keep 8 workers busy).
 LARGE_ELEMENTS, LARGE_NUMBERS, LARGE_PART = 4096, 640_000, 8
-# Rows that are worth a thread.
-PIECE = 1024
+# Rows, and numbers to be added up, that are worth a thread.
+PIECE, ADDED = 1024, 2**15
 
 _lock = threading.Lock()
 _pool = None
@@ -71,12 +71,12 @@ def small_chunks(offsets, width):
     return [(first, last) for first, last in pairwise(bounds) if first not in large]
 
 
-def pieces(rows):
+def pieces(rows, least=PIECE):
     """Return the bounds of at most CHUNKS pieces of about as many rows each, (pieces + 1,) int64: offsets, if you like.
 
-    Fewer than PIECE are one piece, since a thread costs more than they do.
+    Fewer than ``least`` are one piece, since a thread costs more than they do.
     """
-    count = min(CHUNKS, max(1, rows // PIECE))
+    count = min(CHUNKS, max(1, rows // least))
     return rows * np.arange(count + 1, dtype=np.int64) // count
 
 
@@ -117,6 +117,16 @@ def for_each_chunk(function, offsets, *arguments):
 def task(function, *arguments):
     """Return the call of a compiled function, to be given to `run`."""
     return partial(function, *(_writable(a) if isinstance(a, np.ndarray) else a for a in arguments))
+
+
+def add_parts(parts, total):
+    """Add arrays to ``total``, in their order; the workers share the numbers, not the arrays."""
+
+    def add(first, last):
+        for part in parts:
+            total[first:last] += part[first:last]
+
+    run([partial(add, *ends) for ends in pairwise(pieces(len(total), least=ADDED))])
 
 
 class _Memory:
