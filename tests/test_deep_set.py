@@ -9,6 +9,8 @@ import oracle
 import pytest
 from cases import BACKENDS, LARGE_COUNTS, TOLERANCES, Case, as_dtype, error, kernels, poisoned, split_large_sets
 
+from fastperm.kernels.cpu import workers
+
 WIDTHS = [(3, 16, 16, 4), (1, 5, 33, 17, 1), (2, 70, 4), (17, 130, 9, 130, 40)]
 COUNTS = [(1,), (7, 1, 30, 12), (26,) * 3, (1013, 2)]
 HOW = ("mean", "sum", "max")
@@ -78,6 +80,24 @@ def test_large_sets_match_autograd(monkeypatch, aggregate, pool, counts, weighte
     for widths in WIDTHS[:3]:
         split_large_sets(monkeypatch, counts, max(widths))
         check("cpu", widths, counts, weighted, aggregate, pool, dtype)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", None])
+def test_a_set_of_real_size_matches_the_reference(pool):
+    widths, counts = (2, 64, 64, 64, 4), (100, 20_000, 3)
+    case, _, flat = make(widths, counts, weighted=True)
+    assert workers.large_sets(case.offsets, 64) == [1]
+    batch, how = (case.x, case.offsets, case.weights), (flat, widths, "mean", pool)
+    y = {backend: poisoned((case.T if pool is None else case.S, 4), "float64") for backend in BACKENDS}
+    targets = np.random.default_rng(4).standard_normal(y["cpu"].shape)
+    losses, gradients = {}, {}
+    for backend in BACKENDS:
+        kernels(backend).deep_set_forward(*batch, *how, y=y[backend])
+        gradients[backend] = np.zeros(flat.shape)
+        losses[backend] = kernels(backend).deep_set_step(*batch, targets, *how, gradients=gradients[backend])
+    assert error(y["cpu"], y["reference"]) <= 1e-12
+    assert error(gradients["cpu"], gradients["reference"]) <= 1e-12
+    assert losses["cpu"] == pytest.approx(losses["reference"], rel=1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -21,8 +21,8 @@ from fastperm.kernels.reference.deep_set_stream import STREAM_ROWS, StreamKernel
 ROUND = 16 * CHUNKS
 # Of each of the two buffers that a worker takes its rows through.
 CACHE_BYTES = 2**18
-# Up to here, activations are kept from one pass to the next. Computing them anew is slower, at width 64 by half on two
-# cores, but needs no memory; above, keeping them gains less, since they go through main memory.
+# Up to here, activations are kept from one pass to the next. To compute them anew takes 1.5 times as long (four layers
+# of width 64 to 256, 50,000 to 1,000,000 elements, two cores), but no memory that grows with the set.
 KEPT_BYTES = 2**25
 
 

@@ -43,12 +43,8 @@ def pooling_backward(
     dx,  # (T, K), overwritten
 ):
     weights = weights_or_empty(weights, x.dtype)
-    run(
-        [
-            task(_backward, *sets, dp, x, p, offsets, weights, CODES[pool], dx)
-            for sets in small_chunks(offsets, x.shape[1])
-        ]
-    )
+    inputs = (dp, x, p, offsets, weights, CODES[pool])
+    run([task(_backward, *sets, *inputs, dx) for sets in small_chunks(offsets, x.shape[1])])
     for s in large_sets(offsets, x.shape[1]):
         _unpool_large_set(dp[s], x, p[s], weights, offsets[s], offsets[s + 1], CODES[pool], dx)
 
