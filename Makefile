@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
+TRIAL := runs/bench
 
-.PHONY: help demo test check wheel-test rivals-test bench clean
+.PHONY: help demo test check wheel-test rivals-test bench bench-trial clean
 
 help:
 	@echo "make demo         train a small network on the power-spectrum task; see $(RUN)/"
@@ -12,7 +13,8 @@ help:
 	@echo "make check        lint, format, types"
 	@echo "make wheel-test   build the wheel, install it elsewhere, run the tests against it"
 	@echo "make rivals-test  compare results with PyTorch and JAX (installs them, CPU builds)"
-	@echo "make bench        time a training step beside PyTorch and JAX; rewrites the table in README.md"
+	@echo "make bench        measure time and memory beside PyTorch and JAX; rewrites the tables and plots of the documents"
+	@echo "make bench-trial  run all of that on small work; see $(TRIAL)/"
 	@echo "make clean        remove what the other targets made, but not runs/"
 
 # One stamp per set of extras: installed again when the metadata changes.
@@ -46,11 +48,24 @@ wheel-test: $(VENV)/.made-check
 rivals-test: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python -m pytest -m rivals
 
-# Nothing else should run meanwhile.
+# Nothing else should run meanwhile; it takes about a quarter of an hour.
 bench: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python -m pytest bench/bench_train_step.py --benchmark-only --benchmark-json=bench/results/pytest_benchmark.json
+	$(BIN)/python bench/machine_rates.py
 	$(BIN)/python bench/compare.py
+	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/memory_growth.py
+	$(BIN)/python bench/plots.py
 	$(BIN)/python bench/table.py
+
+# The same programs on small work: whether they run, not how fast.
+bench-trial: $(VENV)/.made-test $(VENV)/.made-rivals
+	$(BIN)/python bench/machine_rates.py --quick --out $(TRIAL)/machine_rates.json
+	$(BIN)/python bench/compare.py --quick --out $(TRIAL)/networks.json
+	$(BIN)/python bench/scaling.py --quick --out $(TRIAL)/scaling.json
+	$(BIN)/python bench/memory_growth.py --quick --out $(TRIAL)/memory.json
+	$(BIN)/python bench/plots.py --results $(TRIAL) --figures $(TRIAL)
+	$(BIN)/python bench/table.py --results $(TRIAL) --show
 
 clean:
 	rm -rf $(VENV) $(VENV)-wheel build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

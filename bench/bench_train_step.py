@@ -6,6 +6,9 @@ Contenders are timed one after another here; ratios are published from `compare`
 a process of its own, so the figures include a message there and back, about 0.1 ms.
 """
 
+from functools import partial
+
+import costs
 import machine
 import pytest
 from contenders import CONTENDERS, Case
@@ -18,14 +21,14 @@ CASE = Case()
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_train_step(benchmark, name):
     try:
-        worker = Worker(name, CASE)
+        worker = Worker(name, CASE, (costs.STEP,))
     except NotMeasuredError as reason:
         pytest.skip(f"{CONTENDERS[name].label} is not measured: {reason}")
     with worker:
         benchmark.group = f"training step, {CASE.width}x{CASE.depth}, {CASE.batch} sets of {CASE.set_size}"
-        benchmark.pedantic(worker.step, rounds=15, warmup_rounds=3)
+        benchmark.pedantic(partial(worker.run, costs.STEP), rounds=7, warmup_rounds=2)
         benchmark.extra_info.update(
-            worker.description,
+            worker.description[costs.STEP],
             sets_per_second=CASE.batch / benchmark.stats.stats.median,
             case=CASE._asdict(),
             **machine.describe(),

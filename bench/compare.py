@@ -1,34 +1,54 @@
-"""Time a training step of everything in `contenders`, interleaved, and write the result as JSON.
+"""Time training steps and predictions of everything in `contenders`, interleaved, and write the result as JSON.
 
-    python bench/compare.py                                  # the headline network
+    python bench/compare.py                                  # all networks: bench/results/networks.json
     python bench/compare.py --networks 32x3 64x4 --out FILE  # width x depth
     python bench/compare.py --quick                          # a trial of the benchmark, written nowhere
 
-Every contender lives in a process of its own and uses all cores by itself. They take turns of two steps, of which the
-second is timed, so that whatever slows the machine down slows all of them. Figures are medians over the rounds, and
-ratios are taken within a round first.
+Every contender lives in a process of its own and uses all cores by itself. They take turns, so that
+whatever slows the machine down slows all of them: a step or a prediction that is not timed and one that is, or several
+of each if they are short. Figures are medians over the rounds, and ratios are taken within a round first.
 """
 
 import argparse
-import json
-import statistics
 import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from pathlib import Path
 
-import machine
+import costs
 import memory
-from contenders import CONTENDERS, OURS, Case
+import results
+import turns
+from contenders import CONTENDERS, FRAMEWORKS, OURS, PRODUCTS, Case
 from tqdm import tqdm
 from worker import NotMeasuredError, Worker
 
-RESULTS = Path(__file__).parent / "results" / "train_step.json"
-# Idle OpenMP threads spin for some milliseconds before they sleep; the next contender should find the cores free.
-PAUSE_SECONDS = 0.05
+HEADLINE = Case()
+NETWORKS = ((16, 4), (32, 3), (64, 4), (128, 4), (256, 2), (512, 2), (1024, 2))
+QUICK_NETWORKS = NETWORKS[::2]
+# Below, the products are so thin that no BLAS comes near its best rate, and the yardstick means little.
+LEAST_PRODUCTS_WIDTH = 64
+# Above, frameworks take many seconds a step; we are still held against the bare products, on fewer sets.
+LARGEST_FRAMEWORKS_WIDTH, LARGE_BATCH = 512, 64
+
+LEAST_ROUNDS, MOST_ROUNDS = 7, 21
+# Idle threads spin before they sleep, those of OpenBLAS for 0.1 s; the next contender should find the cores free.
+PAUSE_SECONDS = 0.15
 
 
-def measure(case, names, *, rounds, warmup):
+def plan(width, depth):
+    """Return the case of a network and the contenders that are worth their time on it."""
+    batch = HEADLINE.batch if width <= LARGEST_FRAMEWORKS_WIDTH else LARGE_BATCH
+    case = HEADLINE._replace(width=width, depth=depth, batch=batch)
+    if case == HEADLINE:
+        return case, list(CONTENDERS)
+    names = [OURS]
+    if width <= LARGEST_FRAMEWORKS_WIDTH:
+        names += FRAMEWORKS
+    if width >= LEAST_PRODUCTS_WIDTH:
+        names.append(PRODUCTS)
+    return case, names
+
+
+def measure(case, names, *, tasks=costs.TASKS, budget, rounds=(LEAST_ROUNDS, MOST_ROUNDS)):
     """Time the contenders on one case.
 
     Parameters
@@ -37,56 +57,104 @@ def measure(case, names, *, rounds, warmup):
         The network and the batch.
     names : sequence of str
         Keys of `CONTENDERS`.
-    rounds, warmup : int
-        Rounds that are timed, at one step of each contender, and rounds before those.
+    tasks : sequence of str
+        Of `costs.TASKS`, one after another.
+    budget : float
+        Seconds for each task. There are as many rounds as fit, with one turn of each contender.
+    rounds : tuple of int
+        At least and at most so many rounds, however long they take.
 
     Returns
     -------
     dict of str to dict
-        For each contender its label and either what was measured or, as ``not_measured``, why it was not.
+        For each task what it costs on paper and ``contenders``: for each its label and either what was measured or, as
+        ``not_measured``, why it was not.
     """
-    results = {name: {"label": CONTENDERS[name].label} for name in names}
-    seconds = {name: [] for name in names}
+    failures = {}
     with ExitStack() as stack:
         workers = {}
         bar = tqdm(names, unit="contender", desc=f"setting up {case.width}x{case.depth}")
         for name in bar:
             bar.set_postfix_str(name)
             try:
-                workers[name] = stack.enter_context(Worker(name, case))
+                workers[name] = stack.enter_context(Worker(name, case, tasks))
             except NotMeasuredError as reason:
-                results[name]["not_measured"] = str(reason)
-        for number in tqdm(range(-warmup, rounds), unit="round", desc=f"timing {case.width}x{case.depth}"):
-            for name in list(workers):
-                time.sleep(PAUSE_SECONDS)
-                try:
-                    # Training takes step after step. Meanwhile the others had the caches, and a virtual machine may
-                    # have handed freed memory back to its host: first steps of a turn took up to three times as long.
-                    workers[name].step()
-                    elapsed = workers[name].step()
-                except NotMeasuredError as reason:
-                    results[name]["not_measured"] = str(reason)
-                    del workers[name]
-                    continue
-                if number >= 0:
-                    seconds[name].append(elapsed)
-        for name, worker in workers.items():
-            results[name] |= worker.description | summary(seconds[name], seconds[OURS] if OURS in workers else None)
-            results[name]["sets_per_second"] = case.batch / results[name]["seconds"]["median"]
-    return results
+                failures[name] = str(reason)
+        return {task: _measure_task(case, names, task, workers, failures, budget, rounds) for task in tasks}
 
 
-def summary(seconds, ours):
-    """Return median and quartiles of the seconds, and of their ratio to ours round by round (None without ours)."""
-    found = {"seconds": {**_quartiles(seconds), "rounds": seconds}, "ratio": None}
-    if ours is not None:
-        found["ratio"] = _quartiles([a / b for a, b in zip(seconds, ours, strict=True)])
-    return found
+def _measure_task(case, names, task, workers, failures, budget, rounds):
+    taken = []
+    end = time.monotonic() + budget
+    for number in tqdm(range(rounds[1]), unit="round", desc=f"timing {case.width}x{case.depth}, {task}"):
+        if number >= rounds[0] and time.monotonic() > end:
+            break
+        taken.append(_round(workers, task, failures))
+    found = summary({name: [seconds[name] for seconds in taken] for name in workers})
+    contenders = {
+        name: {"label": CONTENDERS[name].label}
+        | (
+            {"not_measured": failures[name]}
+            if name in failures
+            else workers[name].description[task] | found["contenders"][name]
+        )
+        for name in names
+    }
+    return {
+        "least_bytes": costs.least_bytes(case, task),
+        "layer_by_layer_bytes": costs.layer_by_layer_bytes(case, task),
+        "rounds": len(taken),
+        "fastest_framework": found["fastest_framework"],
+        "contenders": contenders,
+    }
 
 
-def _quartiles(values):
-    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": median, "q1": q1, "q3": q3}
+def _round(workers, task, failures):
+    """Let every worker have its turn; return the seconds, and take out workers that fail."""
+    seconds = {}
+    for name in list(workers):
+        time.sleep(PAUSE_SECONDS)
+        try:
+            # Training takes step after step. Meanwhile the others had the caches, and a virtual machine may have handed
+            # freed memory back to its host: first steps of a turn took up to three times as long.
+            workers[name].run(task, turns.SECONDS)
+            seconds[name] = workers[name].run(task, turns.SECONDS)
+        except NotMeasuredError as reason:
+            failures[name] = str(reason)
+            del workers[name]
+    return seconds
+
+
+def summary(seconds):
+    """Return medians and quartiles of times and of ratios to ours, taken round by round.
+
+    Parameters
+    ----------
+    seconds : dict of str to list of float
+        For each contender, one number for each round.
+
+    Returns
+    -------
+    dict
+        ``contenders``, for each its ``seconds`` and their ``ratio`` to ours (None without ours), and
+        ``fastest_framework``, which has the lowest median, with the ratio of the fastest of each round.
+    """
+    ours = seconds.get(OURS)
+
+    def ratio(values):
+        return results.quartiles([a / b for a, b in zip(values, ours, strict=True)]) if ours else None
+
+    contenders = {
+        name: {"seconds": {**results.quartiles(values), "rounds": values}, "ratio": ratio(values)}
+        for name, values in seconds.items()
+    }
+    frameworks = [name for name in FRAMEWORKS if name in seconds]
+    fastest = None
+    if frameworks:
+        name = min(frameworks, key=lambda name: contenders[name]["seconds"]["median"])
+        least = [min(times) for times in zip(*(seconds[name] for name in frameworks), strict=True)]
+        fastest = {"name": name, "ratio": ratio(least)}
+    return {"contenders": contenders, "fastest_framework": fastest}
 
 
 def _network(text):
@@ -101,63 +169,46 @@ def _network(text):
 
 def main():
     """Run the command line."""
-    headline = Case()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--networks", nargs="+", type=_network, metavar="WxD", default=[(headline.width, headline.depth)]
-    )
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--rounds", type=int, default=21, help="timed rounds (default 21)")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds before those (default 3)")
-    parser.add_argument("--quick", action="store_true", help="small batch, 3 rounds; written only where --out says")
-    parser.add_argument("--out", type=Path, help="JSON file (default bench/results/train_step.json)")
-    arguments = parser.parse_args()
-    if arguments.rounds < 2 or arguments.warmup < 0:
-        parser.error("--rounds must be at least 2 and --warmup at least 0")
-    rounds, warmup, batch = arguments.rounds, arguments.warmup, headline.batch
-    if arguments.quick:
-        rounds, warmup, batch = 3, 1, 16
-    out = arguments.out or (None if arguments.quick else RESULTS)
+    parser = results.arguments(__doc__)
+    parser.add_argument("--networks", nargs="+", type=_network, metavar="WxD", help=f"default: all {len(NETWORKS)}")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="default: those worth their time")
+    parser.add_argument("--tasks", nargs="+", choices=costs.TASKS, default=costs.TASKS)
+    parser.add_argument("--budget", type=float, default=30, help="seconds for a task of a network (default 30)")
+    options = parser.parse_args()
+    rounds = (LEAST_ROUNDS, MOST_ROUNDS)
+    if options.quick:
+        rounds = (2, 3)
 
-    started = datetime.now(UTC)
-    cases = []
-    for width, depth in arguments.networks:
-        case = headline._replace(width=width, depth=depth, batch=batch)
-        measured = measure(case, arguments.contenders, rounds=rounds, warmup=warmup)
-        cases.append({**case._asdict(), "contenders": measured})
-    results = {
-        "benchmark": "train_step",
-        "date": started.isoformat(timespec="seconds"),
-        **machine.describe(),
-        "method": {
-            "rounds": rounds,
-            "warmup_rounds": warmup,
-            "pause_seconds": PAUSE_SECONDS,
-            "quick": arguments.quick,
-            "order": "in turn, each in its own process; of the two steps of a turn the second is timed",
-            "ratio": f"seconds over those of {OURS} in the same round",
-            "memory": f"{memory.method()}, above resident memory after a step on two sets",
-        },
-        "cases": cases,
+    result = results.start("networks", quick=options.quick)
+    result["method"] = {
+        "budget_seconds": options.budget,
+        "least_rounds": rounds[0],
+        "most_rounds": rounds[1],
+        "pause_seconds": PAUSE_SECONDS,
+        "order": "in turn, each in its own process; the second half of a turn is timed",
+        "half_turn": f"one step or prediction, or as many as fill {turns.SECONDS} seconds",
+        "ratio": f"seconds over those of {OURS} in the same round",
+        "memory": f"{memory.method()}, above resident memory after the same task on two sets",
     }
-    for case in cases:
-        print(f"\nwidth {case['width']}, depth {case['depth']}")
-        for contender in case["contenders"].values():
-            print(f"  {contender['label']:42}", _line(contender))
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        print(f"\nwritten to {out}")
+    result["cases"] = []
+    for network in options.networks or (QUICK_NETWORKS if options.quick else NETWORKS):
+        case, names = plan(*network)
+        if options.quick:
+            case = case._replace(batch=8)
+        found = measure(case, options.contenders or names, tasks=options.tasks, budget=options.budget, rounds=rounds)
+        result["cases"].append({**case._asdict(), **found})
+        for task in options.tasks:
+            print(f"\nwidth {case.width}, depth {case.depth}: {task}")
+            for contender in found[task]["contenders"].values():
+                print(f"  {contender['label']:42}", _line(contender))
+    results.write(result, options)
 
 
 def _line(contender):
     if "not_measured" in contender:
         return f"not measured: {contender['not_measured']}"
     ratio = f"{contender['ratio']['median']:8.2f} x" if contender["ratio"] else ""
-    return (
-        f"{1e3 * contender['seconds']['median']:8.1f} ms {ratio} {contender['parameters']:9,} parameters "
-        f"{contender['peak_bytes'] / 1e6:8.1f} MB"
-    )
+    return f"{1e3 * contender['seconds']['median']:8.1f} ms {ratio} {contender['peak_bytes'] / 1e6:8.1f} MB"
 
 
 if __name__ == "__main__":

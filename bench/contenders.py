@@ -1,7 +1,9 @@
-"""Everything that is timed, under one interface (see `rivals`), and what one training step of it costs on paper."""
+"""Everything that is timed, under one interface (see `rivals`)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import costs
 
 from fastperm import Adam, DeepSet, PowerSpectrum, Sets, train_step
 
@@ -17,26 +19,19 @@ class Case(NamedTuple):
     dtype: str = "float32"
     seed: int = 0
 
-    def network(self, backend="reference"):
+    in_features = 2  # the task's x and f(x)
+
+    def network(self, backend="reference", **settings):
         """Return the network; the same parameters whatever the backend."""
-        return DeepSet(2, self.width, self.depth, self.out_features, dtype=self.dtype, backend=backend, seed=self.seed)
+        shape = (self.in_features, self.width, self.depth, self.out_features)
+        return DeepSet(*shape, dtype=self.dtype, backend=backend, seed=self.seed, **settings)
 
     def sample(self, batch=None):
-        """Return x (batch, set_size, 2) and targets (batch, out_features) of the power-spectrum task."""
+        """Return x (batch, set_size, in_features) and targets (batch, out_features) of the power-spectrum task."""
         batch = self.batch if batch is None else batch
         task = PowerSpectrum(self.out_features, self.out_features, self.set_size, dtype=self.dtype)
         sets, targets = task.sample(batch, self.seed)
-        return sets.values.reshape(batch, self.set_size, 2), targets.astype(self.dtype)
-
-    def network_flops(self):
-        """Return the flops of the matrix products of one step, a multiplication and an addition counting as two.
-
-        Forward, gradient of the weights, and gradient of the input in all layers but the first.
-        """
-        inputs = (2, *(self.width,) * (self.depth - 1))
-        elements = self.batch * self.set_size
-        layers = sum((2 if i == 0 else 3) * (elements + self.batch) * K * self.width for i, K in enumerate(inputs))
-        return 2 * (layers + 3 * self.batch * self.width * self.out_features)
+        return sets.values.reshape(batch, self.set_size, self.in_features), targets.astype(self.dtype)
 
 
 class Ours:
@@ -65,6 +60,10 @@ class Ours:
         """Take one training step and return its loss."""
         return train_step(self.net, sets, targets, self.optimizer)
 
+    def predict(self, sets):
+        """Return the predictions."""
+        return self.net(sets)
+
     def evaluate(self, sets, targets):
         """Return prediction, loss and the gradient of every parameter, by the pass that `step` takes."""
         loss = self.net.loss_and_gradients(sets, targets)
@@ -76,7 +75,7 @@ class Contender(NamedTuple):
 
     label: str
     make: Callable[[Case], Any]
-    flops: Callable[[Case], int] = Case.network_flops
+    flops: Callable[[Case, str], int] = costs.flops
 
 
 # Rivals are imported when they are made: each runs in a process of its own, and may not be installed.
@@ -88,10 +87,12 @@ def _dense_network(case):
     return DenseNetwork(case.network(), case.set_size)
 
 
-def _dense_network_flops(case):
+def _dense_network_flops(case, task):
     from rivals.dense_network import HIDDEN
 
-    return 2 * case.batch * HIDDEN * (2 * 2 * case.set_size + 3 * case.out_features)
+    # The input needs no gradient.
+    to_hidden, to_answer = (2, 3) if task == costs.STEP else (1, 1)
+    return 2 * case.batch * HIDDEN * (to_hidden * case.in_features * case.set_size + to_answer * case.out_features)
 
 
 def _torch_deepset(case, *, compiled):
@@ -106,12 +107,21 @@ def _jax_deepset(case):
     return JaxDeepSet(case.network())
 
 
-OURS = "fastperm-cpu"
+def _matrix_products(case):
+    from rivals.matrix_products import MatrixProducts
+
+    return MatrixProducts(case.network())
+
+
+OURS, BITWISE, PRODUCTS = "fastperm-cpu", "fastperm-cpu-bitwise", "matrix-products"
+FRAMEWORKS = ("torch-eager", "torch-compile", "jax-jit")
 CONTENDERS = {
     OURS: Contender("fastperm, cpu", lambda case: Ours(case.network("cpu"))),
+    BITWISE: Contender("fastperm, cpu, bitwise", lambda case: Ours(case.network("cpu", invariance="bitwise"))),
     "fastperm-reference": Contender("fastperm, reference (NumPy)", lambda case: Ours(case.network("reference"))),
     "torch-eager": Contender("PyTorch, eager", lambda case: _torch_deepset(case, compiled=False)),
     "torch-compile": Contender("PyTorch, torch.compile", lambda case: _torch_deepset(case, compiled=True)),
     "jax-jit": Contender("JAX, jit", _jax_deepset),
     "dense-network": Contender("dense layer on the flattened set (NumPy)", _dense_network, _dense_network_flops),
+    PRODUCTS: Contender("matrix products alone (NumPy SGEMM)", _matrix_products),
 }

@@ -24,13 +24,21 @@ def describe():
         "machine": {
             "cpu": _cpu_model(),
             "microarchitecture": get_host_cpu_name(),
-            "cores": _usable_cores(),
+            "cores": usable_cores(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": f"{platform.system()} {platform.machine()}",
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "environment": {name: value for name, value in sorted(os.environ.items()) if VARIABLES.match(name)},
     }
+
+
+def usable_cores():
+    """Return the number of cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count()
 
 
 def _cpu_model():
@@ -43,13 +51,6 @@ def _cpu_model():
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return platform.processor() or platform.machine()
-
-
-def _usable_cores():
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count()
 
 
 def _version(package):

@@ -3,12 +3,13 @@
 import contextlib
 import ctypes
 import gc
+import os
 import re
 import resource
 import sys
 from pathlib import Path
 
-STATUS = Path("/proc/self/status")
+STATUS, MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
 
 
 def method():
@@ -23,7 +24,7 @@ def resident():
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
-    return _status("VmRSS") if STATUS.exists() else _max_resident()
+    return _kilobytes(STATUS, "VmRSS") if STATUS.exists() else _max_resident()
 
 
 def peak(function):
@@ -31,11 +32,18 @@ def peak(function):
     if STATUS.exists():
         Path("/proc/self/clear_refs").write_text("5")
     function()
-    return _status("VmHWM") if STATUS.exists() else _max_resident()
+    return _kilobytes(STATUS, "VmHWM") if STATUS.exists() else _max_resident()
 
 
-def _status(name):
-    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text())[1])
+def free():
+    """Return the memory that this machine has to spare, in bytes; all it has where nobody says."""
+    if MEMINFO.exists():
+        return _kilobytes(MEMINFO, "MemAvailable")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _kilobytes(path, name):
+    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", path.read_text())[1])
 
 
 def _max_resident():

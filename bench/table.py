@@ -1,103 +1,74 @@
-"""Write the results of `compare` into the README, between its markers, as a Markdown table.
+"""Write the results of the benchmarks into the README and docs/performance.md, between their markers.
 
-    python bench/table.py [--results bench/results/train_step.json] [--readme README.md]
+    python bench/table.py
+    python bench/table.py --results FOLDER --show  # print all blocks, write nothing
 
-Every figure comes from the JSON file.
+A block stands between ``<!-- bench:NAME -->`` and ``<!-- /bench -->``; `blocks` has a function of that name for each.
+Every figure comes from the JSON files.
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 
+import results
+from blocks import BLOCKS
+
 ROOT = Path(__file__).parents[1]
-HEADER = """\
-| a training step | time | against ours | parameters | memory |
-|---|---:|---:|---:|---:|"""
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+BEGIN, END = "<!-- bench:", "<!-- /bench -->"
+BLOCK = re.compile(rf"^({BEGIN}(\w+) -->\n).*?^({END})$", re.DOTALL | re.MULTILINE)
 
 
-def block(results):
-    """Return the Markdown of all cases of a result of `compare`."""
-    parts = []
-    for case in results["cases"]:
-        rows = [_row(name, contender) for name, contender in case["contenders"].items()]
-        parts.append("\n".join([_caption(case), "", HEADER, *rows]))
-    return "\n\n".join([*parts, _footnote(results)])
-
-
-def rewritten(text, results):
-    """Return ``text`` with the block between the markers of this benchmark replaced.
+def rewritten(text, found):
+    """Return ``text`` with all blocks replaced by those of the results in ``found``.
 
     Raises
     ------
     ValueError
-        If the markers are not there exactly once.
+        If there is no block, if a marker has no counterpart, or if a block cannot be made.
     """
-    begin, end = f"<!-- bench:{results['benchmark']} -->", "<!-- /bench -->"
-    pattern = re.compile(rf"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
-    text, replaced = pattern.subn(lambda found: f"{found[1]}{block(results)}\n{found[2]}", text)
-    if replaced != 1:
-        raise ValueError(f"expected one block from {begin} to {end}, each at the start of a line, found {replaced}")
+
+    def replacement(match):
+        begin, name, end = match.groups()
+        if name not in BLOCKS:
+            raise ValueError(f"there is no block called {name!r}; there are {', '.join(BLOCKS)}")
+        return f"{begin}{_made(name, found)}\n{end}"
+
+    text, replaced = BLOCK.subn(replacement, text)
+    begins, ends = text.count(BEGIN), text.count(END)
+    if not replaced == begins == ends > 0:
+        raise ValueError(
+            f"expected blocks from {BEGIN}NAME --> to {END}, each on a line of its own; found {begins} beginnings and "
+            f"{ends} ends that make {replaced} blocks"
+        )
     return text
 
 
-def _caption(case):
-    return (
-        f"Width {case['width']}, depth {case['depth']}; {case['batch']} sets of {case['set_size']} elements; "
-        f"{case['dtype']}:"
-    )
-
-
-def _row(name, contender):
-    label = f"**{contender['label']}**" if name.startswith("fastperm") else contender["label"]
-    if "not_measured" in contender:
-        reason = contender["not_measured"].replace("|", "\\|")
-        return f"| {label} | not measured: {reason} | | | |"
-    seconds = contender["seconds"]
-    ratio = f"{_significant(contender['ratio']['median'])} \N{MULTIPLICATION SIGN}" if contender["ratio"] else ""
-    quartiles = "\N{EN DASH}".join(_milliseconds(seconds[name]) for name in ("q1", "q3"))
-    return (
-        f"| {label} | {_milliseconds(seconds['median'])} ms ({quartiles}) "
-        f"| {ratio} | {contender['parameters']:,} | {contender['peak_bytes'] / 1e6:,.0f} MB |"
-    )
-
-
-def _footnote(results):
-    method, machine, versions = results["method"], results["machine"], results["versions"]
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    settings = ", ".join(f"{name}={value}" for name, value in results["environment"].items())
-    return (
-        f"Forward, loss, backward and Adam; median (quartiles) of {method['rounds']} rounds in which all take "
-        f"turns, on {machine['cores']} cores of {machine['cpu']} ({machine['microarchitecture']}), "
-        f"{results['date'][:10]}. Against ours: time over that of fastperm, cpu, in the same round. "
-        f"Memory: what a step holds at its peak above data, parameters and code. {packages}."
-        + (f" Environment: {settings}." if settings else "")
-        + (" **A quick trial of the benchmark, not a result.**" if method["quick"] else "")
-    )
-
-
-def _milliseconds(seconds):
-    return _significant(1e3 * seconds)
-
-
-def _significant(value):
-    """Return a number with three significant digits, without exponent."""
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:,.{digits}f}"
+def _made(name, found):
+    try:
+        return BLOCKS[name](found)
+    except KeyError as missing:
+        raise ValueError(f"the results lack {missing} for the block {name!r}") from None
 
 
 def main():
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results" / "train_step.json")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    arguments = parser.parse_args()
-    results = json.loads(arguments.results.read_text())
-    text = arguments.readme.read_text()
+    parser.add_argument("--results", type=Path, default=results.FOLDER, help="folder (default bench/results)")
+    parser.add_argument("--documents", nargs="+", type=Path, default=DOCUMENTS)
+    parser.add_argument("--show", action="store_true", help="print all blocks and write nothing")
+    options = parser.parse_args()
+    found = results.read(options.results)
     try:
-        arguments.readme.write_text(rewritten(text, results))
+        if options.show:
+            print("\n\n".join(f"## {name}\n\n{_made(name, found)}" for name in BLOCKS))
+            return
+        texts = {path: rewritten(path.read_text(), found) for path in options.documents}
     except ValueError as error:
-        parser.error(f"{arguments.readme}: {error}")
+        parser.error(str(error))
+    for path, text in texts.items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A contender in a process of its own, kept warm and asked for one training step at a time.
+"""A contender in a process of its own, kept warm and asked for one training step or one prediction at a time.
 
 In one process the thread pools of several frameworks would fight, and their memory could not be told apart. While one
-worker steps, the others wait for a line on their standard input.
+worker works, the others wait for a line on their standard input.
 """
 
 import contextlib
@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
-WARM_STEPS = 2
+import costs
+from turns import half_turn
 
 
 class NotMeasuredError(RuntimeError):
@@ -28,11 +30,14 @@ class Worker:
         A key of `contenders.CONTENDERS`.
     case : contenders.Case
         The network and the batch.
+    tasks : sequence of str
+        What it will be asked for, of `costs.TASKS`.
 
     Attributes
     ----------
-    description : dict
-        ``parameters``, ``flops`` of a step, ``peak_bytes`` (see `_serve`), ``first_step_seconds`` with compilation.
+    description : dict of str to dict
+        For each task ``parameters``, ``flops``, ``peak_bytes`` and ``kept_bytes`` (see `_describe`), and
+        ``first_seconds``, with compilation.
 
     Raises
     ------
@@ -40,10 +45,10 @@ class Worker:
         If the contender is not installed, or fails.
     """
 
-    def __init__(self, name, case):
+    def __init__(self, name, case, tasks=costs.TASKS):
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 (closed in close)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps({"name": name, "case": case._asdict()})],
+            [sys.executable, __file__, json.dumps({"name": name, "case": case._asdict(), "tasks": tasks})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -55,10 +60,10 @@ class Worker:
             self.close()
             raise
 
-    def step(self):
-        """Take one training step and return the seconds it took, measured over there."""
+    def run(self, task, seconds=0):
+        """Do the task once, and again until so many seconds have passed; return how long one took, measured there."""
         with contextlib.suppress(BrokenPipeError):  # the process has ended; the answer says how
-            self._process.stdin.write("step\n")
+            self._process.stdin.write(f"{task} {seconds}\n")
             self._process.stdin.flush()
         return self._answer()["seconds"]
 
@@ -92,37 +97,53 @@ class Worker:
         raise NotMeasuredError(f"its process ended with status {self._process.wait()}: {last}")
 
 
-def _serve(name, case, answer):
-    """Set the contender up, describe it, and take a step for every line that comes.
-
-    Its peak memory is measured against a baseline after a step on two sets: by then the data, the parameters, the
-    moments of Adam and all code are in memory, and what a step on the whole batch needs on top is activations,
-    temporaries, and buffers that are kept from step to step.
-    """
-    import memory
+def _serve(name, case, tasks, answer):
+    """Set the contender up, describe it, and do a task for every line with its name and how long to repeat it."""
     from contenders import CONTENDERS
 
     contender = CONTENDERS[name]
     rival = contender.make(case)
     few, whole = rival.batch(*case.sample(2)), rival.batch(*case.sample())
-    rival.step(*few)
-    baseline = memory.resident()
-    start = time.perf_counter()
-    rival.step(*whole)
-    first = time.perf_counter() - start
-    for _ in range(WARM_STEPS - 1):
-        rival.step(*whole)
-    peak = memory.peak(lambda: rival.step(*whole))
+
+    def work(task, batch):
+        return rival.step(*batch) if task == costs.STEP else rival.predict(batch[0])
+
+    # Predictions come first: memory that they free and the process keeps is little beside that of training.
+    known = {"parameters": rival.n_parameters}
+    order = sorted(tasks, key=(costs.PREDICT, costs.STEP).index)
     answer(
-        parameters=rival.n_parameters,
-        flops=contender.flops(case),
-        peak_bytes=max(0, peak - baseline),
-        first_step_seconds=first,
+        **{
+            task: known | {"flops": contender.flops(case, task), **_describe(partial(work, task), few, whole)}
+            for task in order
+        }
     )
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        rival.step(*whole)
-        answer(seconds=time.perf_counter() - start)
+    for line in sys.stdin:
+        task, seconds = line.split()
+        answer(seconds=half_turn(partial(work, task, whole), float(seconds)))
+
+
+def _describe(work, few, whole):
+    """Do a task for the first times; return its peak memory, and how long the very first took.
+
+    ``peak_bytes`` is above a baseline after the task on two sets, by when the data, the parameters, the moments of Adam
+    and all code are there: what the whole batch needs on top is activations and temporaries. ``kept_bytes`` is what the
+    first whole batch left behind: code compiled for it, and buffers that are kept for the next time.
+    """
+    import memory
+
+    work(few)
+    before = memory.resident()
+    start = time.perf_counter()
+    work(whole)
+    first = time.perf_counter() - start
+    work(few)
+    baseline = memory.resident()
+    peak = memory.peak(partial(work, whole))
+    return {
+        "peak_bytes": max(0, peak - baseline),
+        "kept_bytes": max(0, baseline - before),
+        "first_seconds": first,
+    }
 
 
 def main():
@@ -138,7 +159,7 @@ def main():
 
     job = json.loads(sys.argv[1])
     try:
-        _serve(job["name"], Case(**job["case"]), answer)
+        _serve(job["name"], Case(**job["case"]), job["tasks"], answer)
     except ImportError as error:
         answer(not_measured=f"not installed ({error})")
     except Exception as error:

@@ -4,6 +4,7 @@ A rival is timed only because these tests hold.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,8 +18,15 @@ from fastperm.losses import mean_squared_error
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
 import compare
+import costs
+import machine_rates
+import memory
+import memory_growth
+import plots
+import scaling
 import table
-from contenders import CONTENDERS, OURS, Case, Ours
+import turns
+from contenders import BITWISE, CONTENDERS, OURS, PRODUCTS, Case, Ours
 from worker import NotMeasuredError, Worker
 
 pytestmark = [
@@ -27,7 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
 ]
 
-SAME_NETWORK = [name for name in CONTENDERS if name not in (OURS, "dense-network")]
+SAME_NETWORK = [name for name in CONTENDERS if name not in (OURS, "dense-network", PRODUCTS)]
 ODD = Case(width=17, depth=3, out_features=3, set_size=33, batch=5)
 # The headline network on fewer sets, and all of them in one test below.
 HEADLINE = Case(batch=16)
@@ -94,6 +102,26 @@ def test_float64_equals_ours(name, case):
         assert ours.keys() == theirs.keys()
         errors = {what: relative_error(ours[what], theirs[what]) for what in ours}
         assert max(errors.values()) <= 1e-12, errors
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+@pytest.mark.parametrize("case", [*SMALL, HEADLINE], ids=title)
+@pytest.mark.parametrize("name", SAME_NETWORK)
+def test_predictions_equal_ours(name, case, dtype, tolerance):
+    """The timed prediction, before and after a step: it must follow the parameters."""
+    case = case._replace(dtype=dtype)
+    x, targets = case.sample()
+    rivals = [CONTENDERS[which].make(case) for which in (OURS, name)]
+    batches = [rival.batch(x, targets) for rival in rivals]
+    before = None
+    for _ in range(2):
+        ours, theirs = (rival.predict(batch[0]) for rival, batch in zip(rivals, batches, strict=True))
+        assert theirs.dtype == x.dtype
+        assert relative_error(theirs, ours) <= tolerance
+        assert before is None or relative_error(ours, before) > 100 * tolerance
+        before = ours
+        for rival, batch in zip(rivals, batches, strict=True):
+            rival.step(*batch)
 
 
 @pytest.mark.parametrize("name", SAME_NETWORK)
@@ -203,12 +231,47 @@ def test_dense_network_is_the_papers_and_learns():
     assert losses[-1] < losses[0] / 10
 
 
-def test_flops_are_those_of_the_products():
+def test_costs_on_paper():
     case = Case(width=3, depth=2, out_features=5, set_size=7, batch=11)
     forward = 2 * (7 * 11 + 11) * (2 * 3 + 3 * 3) + 2 * 11 * 3 * 5
     gradient_of_the_input = 2 * (7 * 11 + 11) * 2 * 3
-    assert CONTENDERS[OURS].flops(case) == 3 * forward - gradient_of_the_input
-    assert CONTENDERS["dense-network"].flops(case) == 2 * 11 * 2048 * (2 * 14 + 3 * 5)
+    assert costs.flops(case, costs.PREDICT) == forward
+    assert costs.flops(case, costs.STEP) == 3 * forward - gradient_of_the_input
+    dense = CONTENDERS["dense-network"]
+    assert dense.flops(case, costs.PREDICT) == 2 * 11 * 2048 * (14 + 5)
+    assert dense.flops(case, costs.STEP) == 2 * 11 * 2048 * (2 * 14 + 3 * 5)
+
+    parameters = 2 * 2 * 3 + 3 + 2 * 3 * 3 + 3 + 3 * 5 + 5
+    x, y = 7 * 11 * 2, 7 * 11 * 3  # numbers in the batch and in the output of a layer
+    data = x + 11 * 5
+    assert costs.least_bytes(case, costs.PREDICT) == 4 * (data + parameters)
+    assert costs.least_bytes(case, costs.STEP) == 4 * (data + 8 * parameters)
+    between = 2 * y  # the first output, written and read
+    assert costs.layer_by_layer_bytes(case, costs.PREDICT) == 4 * (data + parameters + between)
+    # Back: write and read the last output, read both inputs and the first output, write and read its gradient.
+    back = 2 * y + (x + y) + y + 2 * y
+    assert costs.layer_by_layer_bytes(case, costs.STEP) == 4 * (data + 8 * parameters + between + back)
+
+
+@pytest.mark.parametrize("task", costs.TASKS)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_matrix_products_are_those_of_the_network(task, depth, monkeypatch):
+    case = Case(width=6, depth=depth, out_features=5, set_size=7, batch=11)
+    products = CONTENDERS[PRODUCTS].make(case)
+    operands, targets = products.batch(*case.sample())
+    taken = []
+
+    def matmul(a, b, *, out, original=np.matmul):
+        assert a.all()
+        assert b.all()
+        assert not any(np.may_share_memory(out, operand) for operand in (a, b))
+        assert out.shape == (len(a), b.shape[1])
+        taken.append((*a.shape, b.shape[1]))
+        return original(a, b, out=out)
+
+    monkeypatch.setattr(np, "matmul", matmul)
+    products.step(operands, targets) if task == costs.STEP else products.predict(operands)
+    assert sorted(taken) == sorted(costs.products(case, task))
 
 
 TINY = Case(width=4, depth=1, set_size=8, batch=4)
@@ -217,10 +280,12 @@ TINY = Case(width=4, depth=1, set_size=8, batch=4)
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_worker_measures(name):
     with Worker(name, TINY) as worker:
-        assert 0 < worker.step() < 60
-        assert worker.description["parameters"] == CONTENDERS[name].make(TINY).n_parameters
-        assert worker.description["flops"] == CONTENDERS[name].flops(TINY)
-        assert 0 <= worker.description["peak_bytes"] < 1e9
+        assert worker.description.keys() == set(costs.TASKS)
+        for task, description in worker.description.items():
+            assert 0 < worker.run(task) < 60
+            assert description["parameters"] == CONTENDERS[name].make(TINY).n_parameters
+            assert description["flops"] == CONTENDERS[name].flops(TINY, task)
+            assert 0 <= description["peak_bytes"] < 1e9
 
 
 def test_worker_that_dies_while_it_serves_gives_its_status():
@@ -229,7 +294,7 @@ def test_worker_that_dies_while_it_serves_gives_its_status():
         worker._process.wait()
         for _ in range(2):
             with pytest.raises(NotMeasuredError, match="ended with status -9: no message"):
-                worker.step()
+                worker.run(costs.STEP)
 
 
 @pytest.mark.parametrize(
@@ -245,40 +310,110 @@ def test_contender_that_cannot_be_measured_gives_its_reason(module, reason, tmp_
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(NotMeasuredError, match=reason):
         Worker("torch-eager", TINY)
-    measured = compare.measure(TINY, [OURS, "torch-eager"], rounds=2, warmup=0)
-    assert measured["torch-eager"].keys() == {"label", "not_measured"}
-    assert measured[OURS]["ratio"]["median"] == 1
+    measured = compare.measure(TINY, [OURS, "torch-eager"], budget=0, rounds=(2, 3))
+    for task in costs.TASKS:
+        assert measured[task]["rounds"] == 2
+        assert measured[task]["fastest_framework"] is None
+        assert measured[task]["contenders"]["torch-eager"].keys() == {"label", "not_measured"}
+        assert measured[task]["contenders"][OURS]["ratio"]["median"] == 1
 
 
-def test_ratio_is_taken_round_by_round():
-    found = compare.summary([2.0, 30.0, 4.0], [1.0, 10.0, 1.0])
-    assert found["seconds"] == {"median": 4.0, "q1": 3.0, "q3": 17.0, "rounds": [2.0, 30.0, 4.0]}
-    assert found["ratio"] == {"median": 3.0, "q1": 2.5, "q3": 3.5}
+def test_ratios_are_taken_round_by_round():
+    found = compare.summary({OURS: [1.0, 10.0, 1.0], "torch-eager": [2.0, 30.0, 4.0], "jax-jit": [3.0, 20.0, 5.0]})
+    eager = found["contenders"]["torch-eager"]
+    assert eager["seconds"] == {"median": 4.0, "q1": 3.0, "q3": 17.0, "rounds": [2.0, 30.0, 4.0]}
+    assert eager["ratio"] == {"median": 3.0, "q1": 2.5, "q3": 3.5}
+    assert found["fastest_framework"] == {"name": "torch-eager", "ratio": {"median": 2.0, "q1": 2.0, "q3": 3.0}}
+    alone = compare.summary({"jax-jit": [1.0, 2.0]})
+    assert alone["contenders"]["jax-jit"]["ratio"] is None
 
 
-def test_compare_and_table_from_end_to_end(tmp_path, monkeypatch):
-    out, readme = tmp_path / "results" / "train_step.json", tmp_path / "README.md"
-    arguments = ["--quick", "--networks", "3x1", "5x2", "--contenders", OURS, "dense-network", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["compare.py", *arguments])
-    compare.main()
+def test_plan_leaves_out_what_takes_too_long():
+    assert compare.plan(64, 4) == (Case(), list(CONTENDERS))
+    assert compare.plan(32, 3)[1] == [OURS, *compare.FRAMEWORKS]
+    assert compare.plan(512, 2)[1] == [OURS, *compare.FRAMEWORKS, PRODUCTS]
+    assert compare.plan(1024, 2) == (Case(width=1024, depth=2, batch=64), [OURS, PRODUCTS])
+
+
+def test_batch_that_would_not_fit_is_not_tried(monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda: 10e9)
+    before = [{"batch": 1, "peak_bytes": 3e9}]
+    found = memory_growth._peak("no such contender", Case(batch=4), before)
+    assert found == {"not_measured": "should need 12 GB, 10 GB are free"}
+    assert "not_measured" in memory_growth._peak("no such contender", Case(batch=8), [*before, found])
+
+
+def test_half_turn_repeats_what_is_short(monkeypatch):
+    clock = iter([0, 2, 4, 6])
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert turns.half_turn(lambda: calls.append(1), seconds=5) == 2
+    assert len(calls) == 3
+    clock = iter([0, 9])
+    assert turns.half_turn(lambda: calls.append(1), seconds=5) == 9
+
+
+def test_slope_is_that_of_the_logarithms(monkeypatch):
+    assert scaling.sizes(1e6) == [10_000, 31_623, 100_000, 316_228, 1_000_000]
+    times = iter([size**2 for size in (1, 3, 9) * 2 for half in range(2)])
+    monkeypatch.setattr(scaling, "half_turn", lambda function: next(times))
+    cases = [Case(width=1, depth=1, set_size=size, batch=1) for size in (1, 3, 9)]
+    found = scaling.measure(scaling.ONE_SET, costs.PREDICT, cases, rounds=2)
+    assert [point["seconds"]["median"] for point in found["points"]] == pytest.approx([1, 9, 81])
+    assert found["slope"] == pytest.approx(2)
+
+
+def test_from_measurement_to_tables_and_plots(tmp_path, monkeypatch):
+    folder, readme = tmp_path / "results", tmp_path / "README.md"
+
+    def run(program, *arguments):
+        monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, arguments)])
+        program.main()
+
+    contenders = (OURS, BITWISE, "dense-network", PRODUCTS)
+    networks = ["--networks", "3x1", "64x4", "--contenders", *contenders]
+    monkeypatch.setattr(memory_growth, "NAMES", (OURS,))
+    for program, *arguments in ((compare, *networks), (machine_rates,), (scaling,), (memory_growth,)):
+        run(program, "--quick", *arguments, "--out", folder / f"{program.__name__}.json")
+    out = folder / "compare.json"
     results = json.loads(out.read_text())
-    assert [(case["width"], case["depth"]) for case in results["cases"]] == [(3, 1), (5, 2)]
+    assert [(case["width"], case["depth"]) for case in results["cases"]] == [(3, 1), (64, 4)]
     assert {"machine", "versions", "environment", "date", "method"} <= results.keys()
-    results["cases"][0]["contenders"]["jax-jit"] = {"label": "JAX", "not_measured": "a|b"}
+    results["cases"][1]["step"]["contenders"]["jax-jit"] = {"label": "JAX", "not_measured": "a|b"}
     out.write_text(json.dumps(results))
 
-    readme.write_text("# Title\n\n<!-- bench:train_step -->\nan earlier table\n<!-- /bench -->\n\nThe end.\n")
-    monkeypatch.setattr(sys, "argv", ["table.py", "--results", str(out), "--readme", str(readme)])
-    table.main()
+    run(plots, "--results", folder, "--figures", tmp_path / "figures")
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "figures").iterdir()}
+    assert sizes.keys() == {"networks.png", "growth.png", "memory.png"}
+    assert max(sizes.values()) < 100_000
+
+    blocks = "".join(f"<!-- bench:{name} -->\nearlier\n<!-- /bench -->\n\n" for name in table.BLOCKS)
+    readme.write_text(f"# Title\n\n{blocks}The end.\n")
+    run(table, "--results", folder, "--documents", readme)
     text = readme.read_text()
     assert text.startswith("# Title\n\n<!-- bench:train_step -->\n")
     assert text.endswith("\n<!-- /bench -->\n\nThe end.\n")
-    assert "an earlier table" not in text
+    assert "earlier" not in text
     assert "| **fastperm, cpu** | " in text
-    assert " | 1.00 \N{MULTIPLICATION SIGN} | 31 | " in text
-    assert "| JAX | not measured: a\\|b | | | |" in text
+    assert " | 1.00 \N{MULTIPLICATION SIGN} | 25,348 | " in text
+    assert "| JAX | not measured: a\\|b |  |  |  |" in text
     assert results["date"][:10] in text
-    assert "not a result" in text
-    assert table.rewritten(text, results) == text
-    with pytest.raises(ValueError, match="found 0"):
-        table.rewritten("no markers", results)
+    assert text.count("not a result") == text.count(table.END)
+    for line in re.findall(r"^\|.*$", text, re.MULTILINE):
+        assert line.count("|") - line.count("\\|") >= 4
+    run(table, "--results", folder, "--documents", readme)
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no markers", "found 0 beginnings"),
+        ("<!-- bench:growth -->\nno end", "found 1 beginnings and 0 ends"),
+        ("<!-- bench:growths -->\n<!-- /bench -->", "no block called 'growths'"),
+        ("<!-- bench:growth -->\n<!-- /bench -->", "the results lack 'scaling' for the block 'growth'"),
+    ],
+)
+def test_table_refuses_what_it_cannot_fill(text, message):
+    with pytest.raises(ValueError, match=message):
+        table.rewritten(text, {})

@@ -52,16 +52,16 @@ class DenseNetwork:
         self.optimizer.step(self.parameters, gradients)
         return loss
 
+    def predict(self, x):
+        """Return the predictions."""
+        return self._forward(x)[1]
+
     def evaluate(self, x, targets):
         """Return prediction, loss and the gradient of every parameter."""
-        W, W_head = self.parameters["hidden.weight"], self.parameters["head.weight"]
-        y = x @ W
-        y += self.parameters["hidden.bias"]
-        np.maximum(y, 0, out=y)
-        prediction = y @ W_head + self.parameters["head.bias"]
+        y, prediction = self._forward(x)
         error = prediction - targets
         d_prediction = error * (2 / error.size)
-        dy = d_prediction @ W_head.T
+        dy = d_prediction @ self.parameters["head.weight"].T
         dy *= y > 0
         gradients = {
             "hidden.weight": x.T @ dy,
@@ -70,3 +70,9 @@ class DenseNetwork:
             "head.bias": d_prediction.sum(axis=0),
         }
         return prediction, float(np.mean(error**2)), gradients
+
+    def _forward(self, x):
+        y = x @ self.parameters["hidden.weight"]
+        y += self.parameters["hidden.bias"]
+        np.maximum(y, 0, out=y)
+        return y, y @ self.parameters["head.weight"] + self.parameters["head.bias"]

@@ -50,6 +50,7 @@ class JaxDeepSet:
             return parameters, (first, second), loss
 
         self.update = update
+        self.forward = jax.jit(predict)
 
     @property
     def n_parameters(self):
@@ -69,6 +70,10 @@ class JaxDeepSet:
         # The step is asynchronous: the loss may be there before the parameters are.
         jax.block_until_ready(self.parameters)
         return float(loss)
+
+    def predict(self, x):
+        """Return the predictions."""
+        return np.asarray(self.forward(self.parameters, x))
 
     def evaluate(self, x, targets):
         """Return prediction, loss and the gradient of every parameter."""

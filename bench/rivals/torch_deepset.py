@@ -36,14 +36,15 @@ class TorchDeepSet:
     net : fastperm.DeepSet
         Where the parameters start; they are copied.
     compiled : bool, default=False
-        Run forward, loss and backward through ``torch.compile``.
+        Run the forward and the backward pass through ``torch.compile``.
     """
 
     def __init__(self, net, *, compiled=False):
         settings = Adam().config()
         self.network = Network(net.parameters)
         # Shapes are fixed in training, so the compiled code need not be general; the memory measurement uses two.
-        self.predict = torch.compile(self.network, dynamic=False) if compiled else self.network
+        # Training and inference are compiled apart, each when first called.
+        self.forward = torch.compile(self.network, dynamic=False) if compiled else self.network
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),
             lr=settings["learning_rate"],
@@ -68,15 +69,20 @@ class TorchDeepSet:
         # PyTorch adds ε after the bias correction of √v, TensorFlow before: this ε makes the two the same.
         self.optimizer.param_groups[0]["eps"] = self.epsilon / math.sqrt(1 - self.beta2**self.steps)
         self.optimizer.zero_grad()
-        loss = nn.functional.mse_loss(self.predict(x), targets)
+        loss = nn.functional.mse_loss(self.forward(x), targets)
         loss.backward()
         self.optimizer.step()
         return loss.item()
 
+    @torch.inference_mode()
+    def predict(self, x):
+        """Return the predictions."""
+        return self.forward(x).numpy()
+
     def evaluate(self, x, targets):
         """Return prediction, loss and the gradient of every parameter."""
         self.optimizer.zero_grad()
-        prediction = self.predict(x)
+        prediction = self.forward(x)
         loss = nn.functional.mse_loss(prediction, targets)
         loss.backward()
         gradients = {name: parameter.grad.numpy().copy() for name, parameter in self.network.named_parameters()}

@@ -1,0 +1,301 @@
+"""Markdown made of results: one function for each block between markers, see `table`."""
+
+import costs
+from contenders import BITWISE, FRAMEWORKS, OURS, PRODUCTS, Case
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+NETWORK = f"width {TIMES} depth"
+WORDS = {costs.STEP: "a training step", costs.PREDICT: "a prediction"}
+
+
+def train_step(results):
+    """Return the table of one training step of the headline network."""
+    found = results["networks"]
+    case = _headline(found)
+    rows = [_contender_row(name, contender) for name, contender in case[costs.STEP]["contenders"].items()]
+    header = (WORDS[costs.STEP], "time", "against ours", "parameters", "memory")
+    caption = (
+        f"Width {case['width']}, depth {case['depth']}; {case['batch']} sets of {case['set_size']} elements; "
+        f"{case['dtype']}:"
+    )
+    footnote = (
+        f"Forward, loss, backward and Adam; median (quartiles) of {case[costs.STEP]['rounds']} rounds in which all "
+        f"take turns, on {_machine(found)}. Against ours: time over that of fastperm, cpu, in the same round. Memory: "
+        f"what a step holds at its peak above data, parameters and code. {_versions(found)}"
+    )
+    return f"{caption}\n\n{_table(header, rows)}\n\n{_closed(footnote, found)}"
+
+
+def networks(results):
+    """Return the table of all networks beside the fastest framework, short."""
+    found = results["networks"]
+    header = [NETWORK]
+    for task in costs.TASKS:
+        header += [WORDS[task], "fastest framework", "ratio"]
+    header.append("rate of a step against SGEMM")
+    rows = []
+    for case in found["cases"]:
+        row = [_network(case)]
+        for task in costs.TASKS:
+            row += [_time(case[task]["contenders"][OURS]), *_fastest(case[task])]
+        rows.append([*row, _share_of_products(case[costs.STEP])])
+    footnote = (
+        f"{_sets(found)}. Medians (quartiles) of {_rounds(found)} rounds; the ratio is that of the fastest of PyTorch "
+        "eager, torch.compile and JAX jit in each round to ours. Against SGEMM: the time of the step's matrix products "
+        f"alone, in NumPy, over that of our whole step. {_machine(found)}."
+    )
+    return f"{_table(header, rows)}\n\n{_closed(footnote, found)}"
+
+
+def roofline(results):
+    """Return the rates of the machine, and for each network its work on paper and the rate that is reached."""
+    rates, found = results["machine_rates"], results["networks"]
+    sgemm, copy = rates["sgemm"]["best"], rates["copy"]["best"]
+    size = max(rates["sgemm"]["by_size"], key=rates["sgemm"]["by_size"].get)
+    text = (
+        f"The best that this machine does ({_machine(rates)}): **{sgemm / 1e9:,.0f} GFLOP/s** in a bare product of two "
+        f"{size} {TIMES} {size} matrices (NumPy, float32), and **{copy / 1e9:,.1f} GB/s** in a copy of "
+        f"{rates['copy']['size_bytes'] / 1e6:,.0f} MB, reads and writes counted. Arithmetic takes longer than memory "
+        f"where there are more than {sgemm / copy:.1f} flops to a byte."
+    )
+    header = (
+        NETWORK,
+        "GFLOP",
+        "MB at least",
+        "flop/B",
+        "MB layer by layer",
+        "flop/B",
+        "fastperm, GFLOP/s",
+        "of the best SGEMM",
+        "of its products alone",
+    )
+    parts = [_closed(text, rates)]
+    for task in costs.TASKS:
+        rows = []
+        for case in found["cases"]:
+            cost, ours = case[task], case[task]["contenders"][OURS]
+            row = [_network(case), _significant(ours["flops"] / 1e9)]
+            for bytes_moved in (cost["least_bytes"], cost["layer_by_layer_bytes"]):
+                row += [f"{bytes_moved / 1e6:,.1f}", _significant(ours["flops"] / bytes_moved)]
+            rate = ours["flops"] / ours["seconds"]["median"]
+            rows.append([*row, f"{rate / 1e9:,.0f}", _percent(rate / sgemm), _share_of_products(cost)])
+        parts.append(f"{WORDS[task].capitalize()} ({_sets(found)}):\n\n{_table(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def steps(results):
+    """Return the table of training steps of all networks beside each framework."""
+    return _beside_frameworks(results["networks"], costs.STEP)
+
+
+def predictions(results):
+    """Return the table of predictions of all networks beside each framework."""
+    return _beside_frameworks(results["networks"], costs.PREDICT)
+
+
+def bitwise(results):
+    """Return what invariance to the last bit costs on the headline network."""
+    found = results["networks"]
+    case = _headline(found)
+    rows = []
+    for task in costs.TASKS:
+        contenders = case[task]["contenders"]
+        rows.append(
+            [WORDS[task], _time(contenders[OURS]), _time(contenders[BITWISE]), _ratio(contenders[BITWISE]["ratio"])]
+        )
+    header = (f"{NETWORK} = {_network(case)}", 'invariance="rounding"', 'invariance="bitwise"', "ratio")
+    return _closed(_table(header, rows), found)
+
+
+def growth(results):
+    """Return time and memory against the number of elements, and the slopes."""
+    found = results["scaling"]
+    growths = found["growths"]
+    header = ["elements"]
+    for one in growths:
+        header += [f"{WORDS[one['task']]}, {one['growth']}", "ns an element", "memory"]
+    rows = []
+    for points in zip(*(one["points"] for one in growths), strict=True):
+        row = [f"{points[-1]['elements']:,}"]
+        for at in points:
+            median = at["seconds"]["median"]
+            row += [
+                f"{_milliseconds(median)} ms",
+                f"{1e9 * median / at['elements']:,.0f}",
+                f"{at['peak_bytes'] / 1e6:,.0f} MB",
+            ]
+        rows.append(row)
+    slopes = ["**slope**"]
+    for one in growths:
+        slopes += [f"**{one['slope']:.3f}** ± {one['slope_error']:.3f}", "", ""]
+    footnote = (
+        f"Width {found['width']}, depth {found['depth']}; medians of {found['method']['rounds']} rounds. Sets of "
+        f"{Case().set_size} elements are whole ones, so their number of elements differs a little from that of one "
+        "set. Slope: of the logarithm of time against that of elements, by least squares, with its standard "
+        f"error. Memory: at the peak, above data, parameters and code. {_machine(found)}."
+    )
+    return f"{_table(header, [*rows, slopes])}\n\n{_closed(footnote, found)}"
+
+
+def memory(results):
+    """Return peak memory of a training step against the number of sets."""
+    found = results["memory"]
+    contenders = found["contenders"].values()
+    header = ("sets", *(contender["label"] for contender in contenders))
+    rows = [
+        [f"{at[0]['batch']:,}", *(_peak(one) for one in at)]
+        for at in zip(*(contender["batches"] for contender in contenders), strict=True)
+    ]
+    case = found["case"]
+    footnote = (
+        f"One training step of width {case['width']}, depth {case['depth']}, on sets of {case['set_size']} elements: "
+        f"peak above data, parameters and code. {_machine(found)}."
+    )
+    return f"{_table(header, rows)}\n\n{_closed(footnote, found)}"
+
+
+def _beside_frameworks(found, task):
+    labels = {name: contender["label"] for name, contender in _headline(found)[task]["contenders"].items()}
+    columns = (OURS, *FRAMEWORKS, PRODUCTS)
+    header = (NETWORK, *(labels[name] for name in columns), "fastest framework against ours", "rounds")
+    rows = []
+    for case in found["cases"]:
+        contenders = case[task]["contenders"]
+        fastest = case[task]["fastest_framework"]
+        rows.append(
+            [
+                _network(case),
+                *(_with_ratio(name, contenders[name]) if name in contenders else "" for name in columns),
+                _ratio(fastest["ratio"]) if fastest else "",
+                str(case[task]["rounds"]),
+            ]
+        )
+    footnote = (
+        f"{WORDS[task].capitalize()} ({_sets(found)}): median time and its ratio to ours; for fastperm and for the "
+        f"fastest framework of each round, quartiles in brackets. {_machine(found)}. {_versions(found)}"
+    )
+    return f"{_table(header, rows)}\n\n{_closed(footnote, found)}"
+
+
+def _contender_row(name, contender):
+    label = f"**{contender['label']}**" if name.startswith("fastperm") else contender["label"]
+    if "not_measured" in contender:
+        return [label, _not_measured(contender), "", "", ""]
+    ratio = f"{_significant(contender['ratio']['median'])} {TIMES}" if contender["ratio"] else ""
+    if contender["parameters"] is None:  # a yardstick and no network
+        return [label, _time(contender), ratio, "", ""]
+    peak = f"{contender['peak_bytes'] / 1e6:,.0f} MB"
+    return [label, _time(contender), ratio, f"{contender['parameters']:,}", peak]
+
+
+def _with_ratio(name, contender):
+    if "not_measured" in contender:
+        return _not_measured(contender)
+    if name == OURS:
+        return _time(contender)
+    ratio = f", {_significant(contender['ratio']['median'])} {TIMES}" if contender["ratio"] else ""
+    return f"{_milliseconds(contender['seconds']['median'])} ms{ratio}"
+
+
+def _fastest(found):
+    fastest = found["fastest_framework"]
+    if fastest is None:
+        return ["", ""]
+    contender = found["contenders"][fastest["name"]]
+    return [f"{_milliseconds(contender['seconds']['median'])} ms ({contender['label']})", _ratio(fastest["ratio"])]
+
+
+def _share_of_products(found):
+    """Return the rate of ours over that of the products alone, which is a ratio of times: the flops are the same."""
+    products = found["contenders"].get(PRODUCTS, {})
+    return _percent(products["ratio"]["median"]) if products.get("ratio") else ""
+
+
+def _peak(point):
+    return f"{point['peak_bytes'] / 1e6:,.0f} MB" if "peak_bytes" in point else _not_measured(point)
+
+
+def _not_measured(what):
+    return f"not measured: {what['not_measured']}".replace("|", "\\|")
+
+
+def _headline(found):
+    headline = Case()
+    for case in found["cases"]:
+        if (case["width"], case["depth"]) == (headline.width, headline.depth):
+            return case
+    raise ValueError(f"the results lack the headline network, {headline.width}x{headline.depth}")
+
+
+def _network(case):
+    return f"{case['width']} {TIMES} {case['depth']}"
+
+
+def _sets(found):
+    """Return in words how many sets there were, and where there were fewer."""
+    cases = found["cases"]
+    usual = cases[0]["batch"]
+    other = ", ".join(f"{case['batch']} for {_network(case)}" for case in cases if case["batch"] != usual)
+    return f"{usual} sets of {cases[0]['set_size']} elements" + (f"; {other}" if other else "")
+
+
+def _rounds(found):
+    numbers = {case[task]["rounds"] for case in found["cases"] for task in costs.TASKS}
+    return _range(min(numbers), max(numbers)) if len(numbers) > 1 else str(*numbers)
+
+
+def _machine(found):
+    machine = found["machine"]
+    return f"{machine['cores']} cores of {machine['cpu']} ({machine['microarchitecture']}), {found['date'][:10]}"
+
+
+def _versions(found):
+    packages = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
+    settings = ", ".join(f"{name}={value}" for name, value in found["environment"].items())
+    return f"{packages}." + (f" Environment: {settings}." if settings else "")
+
+
+def _closed(text, found):
+    return f"{text}\n\n**A quick trial of the benchmark, not a result.**" if found["quick"] else text
+
+
+def _table(header, rows):
+    lines = [header, ("---", *("---:",) * (len(header) - 1)), *rows]
+    first, rule, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([first, rule.replace(" ", ""), *rest])
+
+
+def _time(contender):
+    if "not_measured" in contender:
+        return _not_measured(contender)
+    seconds = contender["seconds"]
+    spread = _range(*(_milliseconds(seconds[name]) for name in ("q1", "q3")))
+    return f"{_milliseconds(seconds['median'])} ms ({spread})"
+
+
+def _ratio(ratio):
+    spread = _range(*(_significant(ratio[name]) for name in ("q1", "q3")))
+    return f"{_significant(ratio['median'])} {TIMES} ({spread})"
+
+
+def _range(low, high):
+    return f"{low}\N{EN DASH}{high}"
+
+
+def _percent(share):
+    return f"{100 * share:.0f} %"
+
+
+def _milliseconds(seconds):
+    return _significant(1e3 * seconds)
+
+
+def _significant(value):
+    """Return a number with three significant digits, without exponent."""
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:,.{digits}f}"
+
+
+BLOCKS = {
+    block.__name__: block for block in (train_step, networks, roofline, steps, predictions, bitwise, growth, memory)
+}
