@@ -53,6 +53,7 @@ bench: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python -m pytest bench/bench_train_step.py --benchmark-only --benchmark-json=bench/results/pytest_benchmark.json
 	$(BIN)/python bench/machine_rates.py
 	$(BIN)/python bench/compare.py
+	$(BIN)/python bench/active_units.py
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/memory_growth.py
 	$(BIN)/python bench/plots.py
@@ -62,6 +63,7 @@ bench: $(VENV)/.made-test $(VENV)/.made-rivals
 bench-trial: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python bench/machine_rates.py --quick --out $(TRIAL)/machine_rates.json
 	$(BIN)/python bench/compare.py --quick --out $(TRIAL)/networks.json
+	$(BIN)/python bench/active_units.py --quick --out $(TRIAL)/active_units.json
 	$(BIN)/python bench/scaling.py --quick --out $(TRIAL)/scaling.json
 	$(BIN)/python bench/memory_growth.py --quick --out $(TRIAL)/memory.json
 	$(BIN)/python bench/plots.py --results $(TRIAL) --figures $(TRIAL)

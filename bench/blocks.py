@@ -154,6 +154,26 @@ def memory(results):
     return f"{_table(header, rows)}\n\n{_closed(footnote, found)}"
 
 
+def active_units(results):
+    """Return the times of networks of which more or fewer units are on."""
+    found = results["active_units"]
+    case = found["case"]
+    header = (f"{NETWORK} = {_network(case)}", "units on, layer by layer", *(WORDS[task] for task in costs.TASKS))
+    rows = [
+        [
+            row["network"],
+            ", ".join(_percent(share) for share in row["share_on"]),
+            *(_time({"seconds": row[task]}) for task in costs.TASKS),
+        ]
+        for row in found["networks"]
+    ]
+    footnote = (
+        f"{case['batch']} sets of {case['set_size']} elements; medians (quartiles) of {found['method']['rounds']} "
+        f"rounds; steps without Adam. {_machine(found)}."
+    )
+    return f"{_table(header, rows)}\n\n{_closed(footnote, found)}"
+
+
 def _beside_frameworks(found, task):
     labels = {name: contender["label"] for name, contender in _headline(found)[task]["contenders"].items()}
     columns = (OURS, *FRAMEWORKS, PRODUCTS)
@@ -297,5 +317,6 @@ def _significant(value):
 
 
 BLOCKS = {
-    block.__name__: block for block in (train_step, networks, roofline, steps, predictions, bitwise, growth, memory)
+    block.__name__: block
+    for block in (train_step, networks, roofline, steps, predictions, bitwise, growth, memory, active_units)
 }
