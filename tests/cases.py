@@ -57,6 +57,7 @@ def split_large_sets(monkeypatch, counts, width):
 
     for name, value in (("LARGE_ELEMENTS", 1000), ("LARGE_NUMBERS", 1), ("PIECE", 100)):
         monkeypatch.setattr(workers, name, value)
+    assert len(workers.pieces(2500)) == workers.CHUNKS + 1
     offsets = np.concatenate([[0], np.cumsum(counts)])
     assert workers.large_sets(offsets, width) == [s for s, count in enumerate(counts) if count > 1000]
 

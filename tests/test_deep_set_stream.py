@@ -55,8 +55,9 @@ def test_prediction_matches_the_oracle(backend, aggregate, pool, n, weighted, dt
 
 @pytest.mark.parametrize("pool", [*HOW, None])
 @pytest.mark.parametrize("aggregate", HOW)
-def test_neither_blocks_nor_threads_nor_memory_change_a_bit(monkeypatch, aggregate, pool):
-    n, widths = 9 * STREAM_ROWS + 77, (3, 17, 40, 5, 2)
+@pytest.mark.parametrize("widths", [(3, 17, 40, 5, 2), (3, 256, 64, 64, 2), (300, 64, 64, 2)], ids=str)
+def test_neither_blocks_nor_threads_nor_memory_change_a_bit(monkeypatch, widths, aggregate, pool):
+    n = 9 * STREAM_ROWS + 77
     case, _, flat = make(widths, (n,), weighted=True)
     case.weights /= n
     x, weights, parameters = as_dtype("float32", case.x, case.weights, flat)

@@ -6,6 +6,7 @@ from cases import error, poisoned
 
 from fastperm.kernels.cpu.product import (
     ROW_BLOCK,
+    STEP_BLOCK,
     product,
     product_accumulate,
     product_masked,
@@ -62,3 +63,35 @@ def test_accumulate_adds_the_transposed_product(dtype, K_in):
         product_accumulate(tiles(np.dtype(dtype)), x, g, guard[1:-1])
         assert error(guard[1:-1], start + x.astype("g").T @ g.astype("g")) <= TOLERANCES[dtype], columns
         assert np.isnan(guard[[0, -1]]).all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_zeros_are_left_out_without_a_trace(dtype):
+    """At the edges of vectors and words of steps: nothing, all, one step or whole blocks of a are zero."""
+    generator = np.random.default_rng(5)
+    one, n = np.ones(1, dtype), 2 * ROW_BLOCK + 11
+    for steps in (lanes(dtype) - 1, lanes(dtype), 63, 64, 65, 128, 130, 200):
+        for columns in (lanes(dtype), 2 * lanes(dtype), 4 * lanes(dtype) + 3):
+            B, c = (generator.standard_normal(shape).astype(dtype) for shape in ((steps, columns), columns))
+            g = generator.standard_normal((n, columns)).astype(dtype)
+            for zeros in ("some", "units", "block", "all but the last", "all"):
+                a = generator.standard_normal((n, steps)).astype(dtype)
+                if zeros == "some":
+                    a[generator.random(a.shape) < 0.9] = 0
+                elif zeros == "units":
+                    a[:, generator.random(steps) < 0.6] = 0
+                elif zeros == "block":
+                    a[:STEP_BLOCK] = 0
+                    a[:, :64] = 0
+                else:
+                    a[:, : steps - (zeros != "all")] = 0
+                out, totals = poisoned((n, columns), dtype), np.zeros(columns)
+                product(tiles(np.dtype(dtype)), a, B, c, one, out, np.dtype(dtype).type(-np.inf), totals, one)
+                wanted = c.astype("g") + a.astype("g") @ B.astype("g")
+                assert error(out, wanted) <= TOLERANCES[dtype], (steps, columns, zeros)
+                out[:], totals[:] = g, 0
+                product_masked(tiles(np.dtype(dtype)), a, B, c, one, out, totals)
+                assert error(out, np.where(g > 0, wanted, 0)) <= TOLERANCES[dtype], (steps, columns, zeros)
+                gradient = np.zeros((steps, columns), dtype)
+                product_accumulate(tiles(np.dtype(dtype)), a, g, gradient)
+                assert error(gradient, a.astype("g").T @ g.astype("g")) <= TOLERANCES[dtype], (steps, columns, zeros)

@@ -37,7 +37,7 @@ from fastperm.kernels.cpu.pooling import (
     weights_or_empty,
 )
 from fastperm.kernels.cpu.product import product, product_accumulate, product_masked, tiles
-from fastperm.kernels.cpu.similar_order import copy_similar, worth_sorting
+from fastperm.kernels.cpu.similar_order import LEAST_ELEMENTS, copy_similar, worth_sorting
 from fastperm.kernels.cpu.workers import add_parts, large_sets, run, small_chunks, task
 from fastperm.kernels.reference.deep_set import LayerKernels, step_by_layers
 
@@ -240,7 +240,7 @@ def _forward(first_set, last_set, tiles, x, offsets, weights, parameters, widths
         first, last = offsets[s], offsets[s + 1]
         w = _own_weights(weights, first, last)
         own = x[first:last]
-        if sort:
+        if sort and last - first >= LEAST_ELEMENTS:
             copy_similar(own, w, sorted_x, sorted_w)
             own, w = sorted_x[: len(own)], sorted_w[: w.size]
         h = _set_forward(tiles, own, w, parameters, starts, widths, aggregate, pool, hidden, False, pooled, c, totals)
@@ -289,7 +289,7 @@ def _step(
         n = last - first
         w = _own_weights(weights, first, last)
         elements = x[first:last]
-        if sort:
+        if sort and n >= LEAST_ELEMENTS:
             copy_similar(elements, w, sorted_x, sorted_w)
             elements, w = sorted_x[:n], sorted_w[: w.size]
         h = _set_forward(

@@ -12,7 +12,7 @@ import numpy as np
 from fastperm.kernels.cpu.compiling import jit
 from fastperm.kernels.cpu.dense import dense_forward
 from fastperm.kernels.cpu.pooling import MAX, SUM, pool_set, total_weight, weights_or_empty
-from fastperm.kernels.cpu.product import product, tiles
+from fastperm.kernels.cpu.product import ROW_BLOCK, product, tiles
 from fastperm.kernels.cpu.workers import CHUNKS, run, task
 from fastperm.kernels.reference.deep_set import split_parameters
 from fastperm.kernels.reference.deep_set_stream import STREAM_ROWS, StreamKernels, pool_stream
@@ -133,9 +133,13 @@ def _shares(first, last):
 
 
 def _layers_as_arrays(first, parameters, widths, c):
-    """Return what `_hidden` needs of layers ``first`` to len(c): every W_self in one array, their widths, and c."""
+    """Return layers ``first`` to len(c): every W_self in one array, their widths, c, and the rows to take at a time.
+
+    The rows are those of the whole network, whichever of its layers are left to do: sums have the same bits then.
+    """
+    rows = max(ROW_BLOCK, min(STREAM_ROWS, CACHE_BYTES // (max(widths[:-1]) * parameters.itemsize)))
     matrices = [W_self.ravel() for W_self, _, _ in split_parameters(parameters, widths)[0][first : len(c)]]
-    return np.concatenate(matrices or [parameters[:0]]), np.array(widths[first : len(c) + 1]), c[first:]
+    return np.concatenate(matrices or [parameters[:0]]), np.array(widths[first : len(c) + 1]), c[first:], rows
 
 
 @jit
@@ -162,9 +166,9 @@ def _hidden(tiles, x, matrices, widths, c, buffers, keep, w, totals):
 
 @jit
 def _pool_blocks(
-    first_block, last_block, round_start, tiles, x, weights, matrices, widths, c, how, keep, parts, part_weights
-):
-    K, rows = widths[-1], _rows_in_cache(x, widths)
+    first_block, last_block, round_start, tiles, x, weights, matrices, widths, c, rows, how, keep, parts, part_weights,
+):  # fmt: skip
+    K = widths[-1]
     buffers = np.empty((2, rows * widths.max()), x.dtype)
     one = np.ones(1, x.dtype)
     part = np.empty(K)
@@ -188,8 +192,7 @@ def _pool_blocks(
 
 
 @jit
-def _head_blocks(first_block, last_block, tiles, x, matrices, widths, c, W, b, y):
-    rows = _rows_in_cache(x, widths)
+def _head_blocks(first_block, last_block, tiles, x, matrices, widths, c, rows, W, b, y):
     buffers = np.empty((2, rows * widths.max()), x.dtype)
     one, nowhere = np.ones(1, x.dtype), np.empty(max(widths.max(), b.size))
     end = min(last_block * STREAM_ROWS, len(x))
@@ -197,8 +200,3 @@ def _head_blocks(first_block, last_block, tiles, x, matrices, widths, c, W, b, y
         stop = min(start + rows, end)
         h = _hidden(tiles, x[start:stop], matrices, widths, c, buffers, x[:0], one, nowhere)
         product(tiles, h, W, b, one, y[start:stop], x.dtype.type(-np.inf), nowhere, one)
-
-
-@jit
-def _rows_in_cache(x, widths):
-    return max(168, min(STREAM_ROWS, CACHE_BYTES // (widths.max() * x.itemsize)))

@@ -66,7 +66,7 @@ def divisor(weights, first, last, pool):
         return float(last - first)
     total = np.empty(1)
     pool_large_set(weights.reshape(-1, 1), weights[:0], first, last, SUM, total)
-    return total[0]
+    return float(total[0])
 
 
 def large_set_ties(x, p, weights, first, last):

@@ -13,11 +13,11 @@ takes, and the sums of that.
 
 Behind a ReLU about half of a is zero, and not at random: a unit is mostly on or off for a whole run of elements. So a
 tile takes only those steps k for which some of its rows have a[r, k] ≠ 0, and xᵀ·g only those columns of x that are not
-zero in all rows of a block. What is left out is adding 0 · B[k, j]: no bit changes, unless B is not finite there. With
-nothing to leave out this costs 3 %; on the headline network it saves more than a third of the time.
+zero in all rows of a block. What is left out is adding 0 · B[k, j]: as long as B is finite no value changes, but for
+the sign of a zero. With nothing to leave out this costs 3 %; on the headline network it saves a third of the time.
 
-Every output is one chain of fused multiply-adds over k, whatever the tile: a row has the same bits wherever it stands.
-A library's product does not promise that, brings thread pools that fight with ours, cannot leave out zeros, and is no
+Every output is one chain of fused multiply-adds over k, whatever the tile: a row has the same values wherever it
+stands. A library's product does not promise that, brings thread pools that fight with ours, cannot leave out zeros, and is no
 faster on what is left: see ``docs/performance.md``.
 
 The tiles are compiled once for each dtype, as C functions; kernels get their addresses as ``tiles``. Compiled into

@@ -107,7 +107,7 @@ class _Tile:
         return [[self.builder.fmul(factor, value) for value in common] for factor in factors]
 
     def _steps(self, numbers, start):
-        """Add a[r, k] · B[k, :] for every k that `_words` finds; the sums stay in registers, as phi nodes of loops."""
+        """Add a[r, k] · B[k, :] for every k that counts; the sums stay in registers, as phi nodes of loops."""
         # A tile one vector wide has so many rows that few steps are zero in all of them.
         if self.kind == ACCUMULATE or self.vectors == 1:
             return self._all_steps(numbers, start)

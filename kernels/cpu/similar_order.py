@@ -27,7 +27,7 @@ def copy_similar(x, w, sorted_x, sorted_w):
     n, K = x.shape
     cell = np.zeros(n, np.int64)
     side = CELLS if K == 1 else 8
-    for k in range(min(K, 2) if n >= LEAST_ELEMENTS else 0):
+    for k in range(min(K, 2)):
         low, high = x[0, k], x[0, k]
         for r in range(n):
             low, high = min(low, x[r, k]), max(high, x[r, k])

@@ -71,12 +71,12 @@ def small_chunks(offsets, width):
     return [(first, last) for first, last in pairwise(bounds) if first not in large]
 
 
-def pieces(rows, least=PIECE):
+def pieces(rows, least=None):
     """Return the bounds of at most CHUNKS pieces of about as many rows each, (pieces + 1,) int64: offsets, if you like.
 
-    Fewer than ``least`` are one piece, since a thread costs more than they do.
+    Fewer than ``least``, by default PIECE, are one piece, since a thread costs more than they do.
     """
-    count = min(CHUNKS, max(1, rows // least))
+    count = min(CHUNKS, max(1, rows // (least or PIECE)))
     return rows * np.arange(count + 1, dtype=np.int64) // count
 
 
