@@ -17,8 +17,8 @@ zero in all rows of a block. What is left out is adding 0 · B[k, j]: as long as
 the sign of a zero. With nothing to leave out this costs 3 %; on the headline network it saves a third of the time.
 
 Every output is one chain of fused multiply-adds over k, whatever the tile: a row has the same values wherever it
-stands. A library's product does not promise that, brings thread pools that fight with ours, cannot leave out zeros, and is no
-faster on what is left: see ``docs/performance.md``.
+stands. A library's product does not promise that, brings thread pools that fight with ours, cannot leave out zeros, and
+is no faster on what is left: see ``docs/performance.md``.
 
 The tiles are compiled once for each dtype, as C functions; kernels get their addresses as ``tiles``. Compiled into
 every kernel that multiplies, they would take a minute instead of seconds.
