@@ -1,7 +1,7 @@
 """Markdown made of results: one function for each block between markers, see `table`."""
 
 import costs
-from contenders import BITWISE, FRAMEWORKS, OURS, PRODUCTS, Case
+from contenders import BITWISE, CONTENDERS, FRAMEWORKS, OURS, PRODUCTS, Case
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 NETWORK = f"width {TIMES} depth"
@@ -42,7 +42,8 @@ def networks(results):
     footnote = (
         f"{_sets(found)}. Medians (quartiles) of {_rounds(found)} rounds; the ratio is that of the fastest of PyTorch "
         "eager, torch.compile and JAX jit in each round to ours. Against SGEMM: the time of the step's matrix products "
-        f"alone, in NumPy, over that of our whole step. {_machine(found)}."
+        "alone, in NumPy, over that of our whole step; these are dense, ours leaves out zeros. "
+        f"{_machine(found)}."
     )
     return f"{_table(header, rows)}\n\n{_closed(footnote, found)}"
 
@@ -175,9 +176,8 @@ def active_units(results):
 
 
 def _beside_frameworks(found, task):
-    labels = {name: contender["label"] for name, contender in _headline(found)[task]["contenders"].items()}
     columns = (OURS, *FRAMEWORKS, PRODUCTS)
-    header = (NETWORK, *(labels[name] for name in columns), "fastest framework against ours", "rounds")
+    header = (NETWORK, *(CONTENDERS[name].label for name in columns), "fastest framework against ours", "rounds")
     rows = []
     for case in found["cases"]:
         contenders = case[task]["contenders"]
