@@ -37,7 +37,7 @@ from fastperm.kernels.cpu.pooling import (
     weights_or_empty,
 )
 from fastperm.kernels.cpu.product import product, product_accumulate, product_masked, tiles
-from fastperm.kernels.cpu.similar_order import LEAST_ELEMENTS, copy_similar, worth_sorting
+from fastperm.kernels.cpu.similar_order import side_by_side, sorting_space
 from fastperm.kernels.cpu.workers import add_parts, large_sets, run, small_chunks, task
 from fastperm.kernels.reference.deep_set import LayerKernels, step_by_layers
 
@@ -230,19 +230,15 @@ def _forward(first_set, last_set, tiles, x, offsets, weights, parameters, widths
     widest = widths.max()
     longest = longest_set(offsets, first_set, last_set)
     hidden = np.empty(2 * longest * widest, x.dtype)
-    sort = pool != NO_POOL and worth_sorting(widths, x.itemsize)
-    sorted_x = np.empty((longest if sort else 0, x.shape[1]), x.dtype)
-    sorted_w = np.empty(longest if sort and weights.size else 0, x.dtype)
+    # Without pooling the order shows.
+    sorted_x, sorted_w = sorting_space(x, weights, widths, longest if pool != NO_POOL else 0)
     pooled = np.empty((depth + 1, widest), x.dtype)
     c, totals = np.empty(widest, x.dtype), np.empty(widest)
     W, b = _head(parameters, starts[depth], widths[depth], widths[depth + 1])
     for s in range(first_set, last_set):
         first, last = offsets[s], offsets[s + 1]
         w = _own_weights(weights, first, last)
-        own = x[first:last]
-        if sort and last - first >= LEAST_ELEMENTS:
-            copy_similar(own, w, sorted_x, sorted_w)
-            own, w = sorted_x[: len(own)], sorted_w[: w.size]
+        own, w = side_by_side(x[first:last], w, sorted_x, sorted_w)
         h = _set_forward(tiles, own, w, parameters, starts, widths, aggregate, pool, hidden, False, pooled, c, totals)
         _set_head(tiles, h, pooled[depth, : len(W)], W, b, pool, _answer(y, s, first, last, pool))
 
@@ -269,9 +265,8 @@ def _step(
     widest, K_fin, K_last = widths.max(), widths[depth + 1], widths[depth]
     longest = longest_set(offsets, first_set, last_set)
     hidden = np.empty(longest * widths[1:-1].sum(), x.dtype)
-    sort = pool != NO_POOL and worth_sorting(widths, x.itemsize)
-    sorted_x = np.empty((longest if sort else 0, x.shape[1]), x.dtype)
-    sorted_w = np.empty(longest if sort and weights.size else 0, x.dtype)
+    # Without pooling the order shows.
+    sorted_x, sorted_w = sorting_space(x, weights, widths, longest if pool != NO_POOL else 0)
     spare = np.empty(longest * widest if aggregate == MAX else 0, x.dtype)
     pooled = np.empty((depth + 1, widest), x.dtype)
     c, totals, scales = np.empty(widest, x.dtype), np.empty(widest), np.empty(longest, x.dtype)
@@ -288,10 +283,7 @@ def _step(
         first, last = offsets[s], offsets[s + 1]
         n = last - first
         w = _own_weights(weights, first, last)
-        elements = x[first:last]
-        if sort and n >= LEAST_ELEMENTS:
-            copy_similar(elements, w, sorted_x, sorted_w)
-            elements, w = sorted_x[:n], sorted_w[: w.size]
+        elements, w = side_by_side(x[first:last], w, sorted_x, sorted_w)
         h = _set_forward(
             tiles, elements, w, parameters, starts, widths, aggregate, pool, hidden, True, pooled, c, totals
         )

@@ -27,7 +27,7 @@ from fastperm.kernels.cpu.pooling import (
     weights_or_empty,
 )
 from fastperm.kernels.cpu.product import product, product_accumulate, tiles
-from fastperm.kernels.cpu.workers import large_sets, pieces, run, small_chunks, task
+from fastperm.kernels.cpu.workers import add_parts, large_sets, pieces, run, small_chunks, task
 
 # Rows of a large set that are taken at a time: their gradients stay in the cache between the mask and the product.
 BLOCK = 1008
@@ -90,8 +90,7 @@ def equivariant_backward(
         tasks.append(task(_backward, *sets, *inputs, dx, *own))
     run(tasks)
     for total, *parts in zip((dW_self, dW_pool, db), *gradients, strict=True):
-        for part in parts:
-            total += part
+        add_parts(parts, total)
     for s in large_sets(offsets, max(W_self.shape)):
         set_inputs = (dy, x, y, m[s], weights, offsets[s], offsets[s + 1], W_self_T, W_pool_T, code, relu)
         _large_set_backward(*set_inputs, dx, dW_self, dW_pool, db)
@@ -106,8 +105,7 @@ def _large_set_backward(
     parts = [np.zeros_like(dW_self) for _ in sums]
     own = zip(pairwise(bounds), parts, sums, strict=True)
     run([task(_piece_parameters, *ends, tiles(x.dtype), dy, x, y, relu, *out) for ends, *out in own])
-    for part in parts:
-        dW_self += part
+    add_parts(parts, dW_self)
     G = sums.sum(axis=0).astype(dy.dtype)
     dW_pool += np.outer(m, G)
     db += G

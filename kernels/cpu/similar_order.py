@@ -22,6 +22,23 @@ def worth_sorting(widths, itemsize):
 
 
 @jit
+def sorting_space(x, weights, widths, longest):
+    """Return where `side_by_side` may copy a set of up to ``longest`` elements: no room where it would not pay."""
+    rows = longest if worth_sorting(widths, x.itemsize) else 0
+    return np.empty((rows, x.shape[1]), x.dtype), np.empty(rows if weights.size else 0, x.dtype)
+
+
+@jit
+def side_by_side(x, w, sorted_x, sorted_w):
+    """Return x (n, K) and w with similar elements side by side, copied into the space; or as they are."""
+    n = len(x)
+    if len(sorted_x) == 0 or n < LEAST_ELEMENTS:
+        return x, w
+    copy_similar(x, w, sorted_x, sorted_w)
+    return sorted_x[:n], sorted_w[: w.size]
+
+
+@jit
 def copy_similar(x, w, sorted_x, sorted_w):
     """Copy x (n, K) and w (n,), if there are weights, cell by cell."""
     n, K = x.shape

@@ -120,13 +120,14 @@ def task(function, *arguments):
 
 
 def add_parts(parts, total):
-    """Add arrays to ``total``, in their order; the workers share the numbers, not the arrays."""
+    """Add arrays to ``total``, in their order; the workers share the rows, not the arrays."""
 
     def add(first, last):
         for part in parts:
             total[first:last] += part[first:last]
 
-    run([partial(add, *ends) for ends in pairwise(pieces(len(total), least=ADDED))])
+    rows = max(1, ADDED // total[:1].size)
+    run([partial(add, *ends) for ends in pairwise(pieces(len(total), least=rows))])
 
 
 class _Memory:
