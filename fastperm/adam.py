@@ -4,6 +4,9 @@ import numpy as np
 
 from fastperm import backend as backends
 from fastperm.checks import DTYPES, check_number
+from fastperm.parameters import Parameters
+
+ORDERS = ("first.", "second.")  # of the moments, in what `Adam.state` returns
 
 
 class Adam:
@@ -42,7 +45,7 @@ class Adam:
         self.beta2 = check_number(beta2, "beta2", minimum=0, below=1)
         self.epsilon = check_number(epsilon, "epsilon", above=0)
         self.steps = 0
-        self._moments = {}
+        self._moments = [{}, {}]  # by name, in the order of ORDERS
 
     def config(self):
         """Return the constructor's arguments."""
@@ -73,40 +76,35 @@ class Adam:
         ValueError
             If names, shapes or dtypes do not match. Whatever is wrong is found before anything has changed.
         """
-        self._check(parameters, gradients)
         kernels = getattr(parameters, "kernels", None) or backends.get("auto")
-        if not self._moments:
-            self._moments = {
-                name: (kernels.xp.zeros_like(array), kernels.xp.zeros_like(array)) for name, array in parameters.items()
-            }
+        if not _alike(parameters, gradients, *self._moments):
+            self._check(parameters, gradients)
+            self._make_moments(parameters, _alike(parameters, gradients), kernels.xp)
         self.steps += 1
-        for name, array in parameters.items():
-            m, v = self._moments[name]
-            kernels.adam_step(
-                gradients[name].reshape(-1),
-                *(self.learning_rate, self.beta1, self.beta2, self.epsilon, self.steps),
-                p=array.reshape(-1),
-                m=m.reshape(-1),
-                v=v.reshape(-1),
-            )
+        together = (gradients, parameters, *self._moments)
+        flat = _alike(*together)
+        for g, p, m, v in [[of.flat for of in together]] if flat else _by_name(*together):
+            kernels.adam_step(g, *(self.learning_rate, self.beta1, self.beta2, self.epsilon, self.steps), p=p, m=m, v=v)
 
     def state(self):
         """Return the state as arrays: ``steps``, and ``first.NAME`` and ``second.NAME`` for every parameter."""
         state = {"steps": np.array(self.steps)}
-        for name, (m, v) in self._moments.items():
-            state[f"first.{name}"] = m.copy()
-            state[f"second.{name}"] = v.copy()
+        for order, moments in zip(ORDERS, self._moments, strict=True):
+            state |= {order + name: array.copy() for name, array in moments.items()}
         return state
 
     def load_state(self, state):
         """Take over a state that `state` returned."""
-        names = [name.removeprefix("first.") for name in state if name.startswith("first.")]
-        self._moments = {name: (state[f"first.{name}"].copy(), state[f"second.{name}"].copy()) for name in names}
+        self._moments = [
+            {name.removeprefix(order): array.copy() for name, array in state.items() if name.startswith(order)}
+            for order in ORDERS
+        ]
         self.steps = int(state["steps"])
 
     def _check(self, parameters, gradients):
-        if self._moments and self._moments.keys() != parameters.keys():
-            different = ", ".join(sorted(self._moments.keys() ^ parameters.keys()))
+        first = self._moments[0]
+        if first and first.keys() != parameters.keys():
+            different = ", ".join(sorted(first.keys() ^ parameters.keys()))
             raise ValueError(f"the parameters are not those of the earlier steps; the names differ in {different}")
         for name, array in parameters.items():
             if name not in gradients:
@@ -120,14 +118,35 @@ class Adam:
             if not (array.flags.c_contiguous and array.flags.writeable):
                 raise ValueError(f"parameter {name!r} must be a writable C-contiguous array")
             wanted = {"its gradient": gradients[name]}
-            if self._moments:
-                wanted["it at the earlier steps"] = self._moments[name][0]
+            if first:
+                wanted["it at the earlier steps"] = first[name]
             for what, other in wanted.items():
                 if other.shape != array.shape or other.dtype != array.dtype:
                     raise ValueError(
                         f"parameter {name!r} is {array.dtype} of shape {array.shape}, "
                         f"but {what} is {other.dtype} of shape {other.shape}"
                     )
+
+    def _make_moments(self, parameters, flat, xp):
+        """Make the moments zeros, or lay those of earlier steps out as the parameters are."""
+        for i, earlier in enumerate(self._moments):
+            if earlier and not flat:
+                continue
+            moments = parameters.like() if flat else {name: xp.zeros_like(array) for name, array in parameters.items()}
+            for name, array in earlier.items():
+                moments[name][...] = array
+            self._moments[i] = moments
+
+
+def _alike(first, *others):
+    """Return whether all of them lie in flat arrays, in the same way, so that one pass serves every name."""
+    return all(isinstance(of, Parameters) and first.same_layout(of) for of in (first, *others))
+
+
+def _by_name(gradients, parameters, first, second):
+    """Yield the flat arrays of each parameter."""
+    for name in parameters:
+        yield [of[name].reshape(-1) for of in (gradients, parameters, first, second)]
 
 
 def _check_array(array, name):

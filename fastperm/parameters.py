@@ -33,6 +33,7 @@ class Parameters(dict):
         super().__init__()
         self.kernels = kernels
         self.flat = kernels.xp.zeros(sum(math.prod(shape) for shape in shapes.values()), dtype)
+        self._shapes = dict(shapes)
         start = 0
         for name, shape in shapes.items():
             stop = start + math.prod(shape)
@@ -41,7 +42,11 @@ class Parameters(dict):
 
     def like(self):
         """Return zeros of the same names and shapes."""
-        return Parameters({name: array.shape for name, array in self.items()}, self.kernels, self.flat.dtype)
+        return Parameters(self._shapes, self.kernels, self.flat.dtype)
+
+    def same_layout(self, other):
+        """Return whether two of these have the same names and shapes, in the same order, and the same dtype."""
+        return list(self._shapes.items()) == list(other._shapes.items()) and self.flat.dtype == other.flat.dtype
 
     def copy(self):
         """Return the values as they are now: a dict of name to copied array."""

@@ -24,9 +24,9 @@ def test_the_products_hold_on_narrower_processors(tmp_path, name):
         "NUMBA_CPU_FEATURES": features,
         "FASTPERM_CACHE_DIR": str(tmp_path),
     }
-    tests = Path(__file__).with_name("test_product.py")
-    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", str(tests)]
+    tests = [str(Path(__file__).with_name(name)) for name in ("test_product.py", "test_lane_product.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *tests]
     result = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=tests.parent, check=False, timeout=280
+        command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parent, check=False, timeout=280
     )
     assert result.returncode == 0, result.stdout[-3000:]

@@ -7,10 +7,11 @@ from cases import error, poisoned
 from fastperm.kernels.cpu.product import (
     ROW_BLOCK,
     STEP_BLOCK,
+    add_outer,
     product,
     product_accumulate,
-    product_masked,
     tiles,
+    vector_product,
 )
 from fastperm.kernels.cpu.register_tile import ROWS, VECTOR_BYTES
 
@@ -39,14 +40,6 @@ def test_every_width_up_to_six_vectors(dtype, n, floor):
             wanted = np.maximum(scales[:, None] * c.astype("g") + a.astype("g") @ B.astype("g"), floor)
             assert error(guard[1:-1], wanted) <= TOLERANCES[dtype], columns
             assert error(totals, 1 + np.sum(wanted * scales[:, None], axis=0)) <= TOLERANCES[dtype], columns
-            assert np.isnan(guard[[0, -1]]).all(), f"wrote outside at {columns} columns"
-
-            below = generator.standard_normal((n, columns)).astype(dtype)
-            guard[1:-1], totals[:] = below, 1
-            product_masked(tiles(np.dtype(dtype)), a, B, c, scales, guard[1:-1], totals)
-            wanted = np.where(below > 0, scales[:, None] * c.astype("g") + a.astype("g") @ B.astype("g"), 0)
-            assert error(guard[1:-1], wanted) <= TOLERANCES[dtype], columns
-            assert error(totals, 1 + wanted.sum(axis=0)) <= TOLERANCES[dtype], columns
             assert np.isnan(guard[[0, -1]]).all(), f"wrote outside at {columns} columns"
 
 
@@ -89,9 +82,20 @@ def test_zeros_are_left_out_without_a_trace(dtype):
                 product(tiles(np.dtype(dtype)), a, B, c, one, out, np.dtype(dtype).type(-np.inf), totals, one)
                 wanted = c.astype("g") + a.astype("g") @ B.astype("g")
                 assert error(out, wanted) <= TOLERANCES[dtype], (steps, columns, zeros)
-                out[:], totals[:] = g, 0
-                product_masked(tiles(np.dtype(dtype)), a, B, c, one, out, totals)
-                assert error(out, np.where(g > 0, wanted, 0)) <= TOLERANCES[dtype], (steps, columns, zeros)
                 gradient = np.zeros((steps, columns), dtype)
                 product_accumulate(tiles(np.dtype(dtype)), a, g, gradient)
                 assert error(gradient, a.astype("g").T @ g.astype("g")) <= TOLERANCES[dtype], (steps, columns, zeros)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_products_of_one_row(dtype):
+    generator = np.random.default_rng(6)
+    for steps, columns in ((1, 1), (3, 17), (33, 4), (64, 64)):
+        x, start, B = (generator.standard_normal(shape).astype(dtype) for shape in (steps, columns, (steps, columns)))
+        x[generator.random(steps) < 0.4] = 0
+        out = poisoned((columns,), dtype)
+        vector_product(x, B, start, out)
+        assert error(out, start.astype("g") + x.astype("g") @ B.astype("g")) <= TOLERANCES[dtype]
+        wanted = B.astype("g") + np.multiply.outer(x.astype("g"), start.astype("g"))
+        add_outer(x, start, B)
+        assert error(B, wanted) <= TOLERANCES[dtype]

@@ -5,9 +5,15 @@ is a sum over sets: here one set goes forward through all layers and back again 
 lie in the core's cache, and only small gradients of the parameters leave. Memory does not grow with the batch. On the
 way back the gradient of an activation takes the very place of that activation, whose sign is its mask.
 
+Here, elements lie in the lanes of vectors and features are rows, so that a unit that is off is a row that is left out
+(`lane_product`): a third of the arithmetic of a step is left where half of the units are on.
+
 A large set would keep one worker busy and the others waiting, and its activations lie in no cache: it goes layer by
 layer, with the workers sharing its rows, or, where there is no way back, block by block (`deep_set_stream`).
 """
+
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,27 +24,35 @@ from fastperm.kernels.cpu.equivariant import (
     equivariant_backward,
     equivariant_forward,
     longest_set,
-    mean_scales,
-    set_forward,
-    set_parameter_gradients,
-    set_pooled_gradient,
+)
+from fastperm.kernels.cpu.lane_pooling import pool_lanes, share_maximum
+from fastperm.kernels.cpu.lane_product import (
+    blocks_of,
+    lane_tiles,
+    lanes_forward,
+    lanes_masked,
+    lanes_of,
+    lanes_outer,
+    list_all,
+    list_units_on,
+    pack_panels,
+    panels_size,
+    row_stride,
+    whole_vectors,
 )
 from fastperm.kernels.cpu.mean_squared_error import mean_squared_error, squared_error
 from fastperm.kernels.cpu.pooling import (
-    BLOCK,
     CODES,
     MAX,
     MEAN,
-    add_ties_gradient,
-    pool_set,
     pooling_backward,
     pooling_forward,
     total_weight,
     weights_or_empty,
 )
-from fastperm.kernels.cpu.product import product, product_accumulate, product_masked, tiles
-from fastperm.kernels.cpu.similar_order import side_by_side, sorting_space
-from fastperm.kernels.cpu.workers import add_parts, large_sets, run, small_chunks, task
+from fastperm.kernels.cpu.product import add_outer, vector_product
+from fastperm.kernels.cpu.similar_order import copy_to_lanes, worth_sorting
+from fastperm.kernels.cpu.workers import add_parts, large_sets, ready, run, small_chunks
 from fastperm.kernels.reference.deep_set import LayerKernels, step_by_layers
 
 NO_POOL = -1
@@ -65,8 +79,10 @@ def deep_set_forward(
     y,  # (S, K_fin), or (T, K_fin) without pooling
 ):
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool])
-    inputs = (x, offsets, weights_or_empty(weights, x.dtype), parameters, np.array(widths))
-    run([task(_forward, *sets, tiles(x.dtype), *inputs, *how, y) for sets in small_chunks(offsets, max(widths[:-1]))])
+    shape, present = np.array(widths), weights_or_empty(weights, x.dtype)
+    packed = _packed(parameters, shape)
+    inputs = ready((lane_tiles(x.dtype), x, offsets, present, parameters, packed, shape, *how, y))
+    run([partial(_forward, *sets, *inputs) for sets in small_chunks(offsets, max(widths[:-1]))])
     for s in large_sets(offsets, max(widths[:-1])):
         own_x, _, own_weights, own_y = _alone(s, x, offsets, weights, y, pool)
         large_set_forward(own_x, own_weights, parameters, widths, aggregate, pool, y=own_y)
@@ -87,12 +103,13 @@ def deep_set_step(
     """Return the loss as a float. If it is not finite, the gradients mean nothing."""
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool])
     shape, present = np.array(widths), weights_or_empty(weights, x.dtype)
-    inputs = (x, offsets, present, targets, parameters, _transposed(parameters, shape), shape)
+    again = (_packed(parameters, shape), _transposed_pool(parameters, shape))
+    inputs = ready((lane_tiles(x.dtype), x, offsets, present, targets, parameters, *again, shape, *how))
     losses = np.zeros(len(offsets) - 1)
     parts, tasks = [], []
     for sets in small_chunks(offsets, max(widths[:-1])):
         parts.append(np.empty_like(parameters))
-        tasks.append(task(_step, *sets, tiles(x.dtype), *inputs, *how, parts[-1], losses))
+        tasks.append(partial(_step, *sets, *inputs, parts[-1], losses))
     run(tasks)
     add_parts(parts, gradients)
     loss = float(losses.sum()) / targets.size
@@ -139,15 +156,29 @@ def _head(parameters, start, K_in, K_out):
 
 
 @jit
-def _transposed(parameters, widths):
-    """Return a flat array with every matrix transposed."""
+def _packed(parameters, widths):
+    """Return W_self of every layer, and W of the head, packed in panels for `lanes_forward`, and where each begins."""
+    starts, depth = _layer_starts(widths), widths.size - 2
+    places = np.zeros(depth + 2, np.int64)
+    for i in range(depth + 1):
+        places[i + 1] = places[i] + panels_size(widths[i], widths[i + 1])
+    panels = np.empty(places[depth + 1], parameters.dtype)
+    for i in range(depth):
+        pack_panels(_layer(parameters, starts[i], widths[i], widths[i + 1])[0], panels[places[i] : places[i + 1]])
+    pack_panels(_head(parameters, starts[depth], widths[depth], widths[depth + 1])[0], panels[places[depth] :])
+    return panels, places
+
+
+@jit
+def _transposed_pool(parameters, widths):
+    """Return a flat array that has W_pool of every layer, and W of the head, transposed in their places."""
     starts, depth = _layer_starts(widths), widths.size - 2
     out = np.empty_like(parameters)
     for i in range(depth):
-        W_self, W_pool, _ = _layer(parameters, starts[i], widths[i], widths[i + 1])
-        W_self_T, W_pool_T, _ = _layer(out, starts[i], widths[i + 1], widths[i])
-        _transpose(W_self, W_self_T)
-        _transpose(W_pool, W_pool_T)
+        _transpose(
+            _layer(parameters, starts[i], widths[i], widths[i + 1])[1],
+            _layer(out, starts[i], widths[i + 1], widths[i])[1],
+        )
     W, _ = _head(parameters, starts[depth], widths[depth], widths[depth + 1])
     _transpose(W, out[starts[depth] : starts[depth] + W.size].reshape(widths[depth + 1], widths[depth]))
     return out
@@ -161,61 +192,104 @@ def _transpose(W, W_T):
             W_T[j, i] = W[i, j]
 
 
+class Space(NamedTuple):
+    """What one worker needs for one set at a time, whose elements lie in lanes: rows of features, ``stride`` apart."""
+
+    stride: int
+    x: Any  # h_0
+    w: Any  # weights, or ones; zeros behind them
+    hidden: Any  # h_1 … h_D, or two of them that take turns
+    y: Any  # predictions and their gradient, without pooling
+    pooled: Any  # (D + 1, widest): what layer i, or the head, sees of the set
+    c: Any  # (widest,)
+    totals: Any  # (widest,), float64
+    sums: Any  # (widest * lanes,)
+    listed: Any  # (D + 2, blocks, widest): the features of h_i, and of y, that are not zero in a block
+    counts: Any  # (D + 2, blocks)
+
+
+@jit
+def _space(widths, longest, all_kept, pool, like):
+    depth, widest = widths.size - 2, widths.max()
+    stride, blocks = row_stride(longest, like), blocks_of(longest, like)
+    hidden = widths[1:-1].sum() if all_kept else 2 * widths[1:-1].max()
+    return Space(
+        stride,
+        np.empty(widths[0] * stride, like.dtype),
+        np.empty(stride, like.dtype),
+        np.empty(hidden * stride, like.dtype),
+        np.empty(widths[depth + 1] * stride if pool == NO_POOL else 0, like.dtype),
+        np.empty((depth + 1, widest), like.dtype),
+        np.empty(widest, like.dtype),
+        np.empty(widest),
+        np.empty(widest * lanes_of(like), like.dtype),
+        np.empty((depth + 2, blocks, widest), np.int64),
+        np.empty((depth + 2, blocks), np.int64),
+    )
+
+
 @jit
 def _own_weights(weights, first, last):
     return weights if weights.size == 0 else weights[first:last]
 
 
 @jit
-def _pool_totals(y, w, pool, weight, totals, p):
-    """Write what a set pools to: from the weighted sums that the product left, or from y (n, K) for the maximum."""
-    if pool == MAX:
-        pool_set(y, w, 0, len(y), MAX, p)
-        return
-    for k in range(p.size):
-        p[k] = totals[k] / weight if pool == MEAN else totals[k]
-
-
-@jit
-def _set_forward(tiles, x, w, parameters, starts, widths, aggregate, pool, hidden, all_kept, pooled, c, totals):
-    """Take one set forward and return h_D: ``pooled[i]`` gets what layer i, or the head, sees of the set.
-
-    In ``hidden`` the h_i lie one behind the other if they are all kept; else two places take turns.
-    """
-    depth = widths.size - 2
-    n = len(x)
-    one = np.ones(1, x.dtype)
-    weight = total_weight(w, 0, n)
-    pool_set(x, w, 0, n, aggregate, pooled[0, : widths[0]])
-    place = 0
-    below = 0
+def _set_forward(lane_tiles, n, weight, weighted, parameters, starts, packed, widths, aggregate, pool, space):
+    """Take the set in ``space`` forward and return where h_D begins in ``space.hidden``."""
+    depth, stride = widths.size - 2, space.stride
+    blocks = blocks_of(n, space.x)
+    panels, places = packed
+    listed, counts = space.listed, space.counts[:, :blocks]
+    list_all(widths[0], blocks, listed[0], counts[0])
+    pool_lanes(space.x, widths[0], stride, n, space.w, weight, aggregate, space.pooled[0, : widths[0]])
+    below, place = space.x, 0
     for i in range(depth):
         K_in, K_out = widths[i], widths[i + 1]
-        W_self, W_pool, b = _layer(parameters, starts[i], K_in, K_out)
-        h = x if i == 0 else hidden[below : below + n * K_in].reshape(n, K_in)
-        y = hidden[place : place + n * K_out].reshape(n, K_out)
-        totals[:K_out] = 0
-        set_forward(
-            tiles, h, pooled[i, :K_in], W_self, W_pool, b, x.dtype.type(0), one if w.size == 0 else w, c[:K_out], y,
-            totals[:K_out],
+        _, W_pool, b = _layer(parameters, starts[i], K_in, K_out)
+        c, totals = space.c[:K_out], space.totals[:K_out]
+        vector_product(space.pooled[i, :K_in], W_pool, b, c)
+        y = space.hidden[place * stride : (place + K_out) * stride]
+        totals[:] = 0
+        lanes_forward(
+            lane_tiles, below, K_in, stride, n, panels[places[i] : places[i + 1]], c, b.dtype.type(0), space.w,
+            listed[i], counts[i], y, space.sums, totals, listed[i + 1], counts[i + 1],
         )  # fmt: skip
+        if weighted:
+            list_units_on(y, K_out, stride, n, listed[i + 1], counts[i + 1])
         how = aggregate if i < depth - 1 else pool
-        if how != NO_POOL:
-            _pool_totals(y, w, how, weight, totals[:K_out], pooled[i + 1, :K_out])
-        below = place
-        place = place + n * K_out if all_kept else (len(hidden) // 2 if place == 0 else 0)
-    return hidden[below : below + n * widths[depth]].reshape(n, widths[depth])
+        p = space.pooled[i + 1, :K_out]
+        if how == MAX:
+            pool_lanes(y, K_out, stride, n, space.w, weight, MAX, p)
+        elif how != NO_POOL:
+            for k in range(K_out):
+                p[k] = totals[k] / weight if how == MEAN else totals[k]
+        below = y
+        # All one behind the other, or two places that take turns.
+        if space.hidden.size == widths[1:-1].sum() * stride:
+            place += K_out
+        else:
+            place = widths[1:-1].max() if place == 0 else 0
+    return below
 
 
 @jit
-def _set_head(tiles, h, p, W, b, pool, y):
-    """Write the prediction y (1, K_fin) from p (K,), or (n, K_fin) from h (n, K) without pooling."""
-    one, nowhere = np.ones(1, h.dtype), np.empty(b.size)
-    no_floor = h.dtype.type(-np.inf)
-    if pool == NO_POOL:
-        product(tiles, h, W, b, one, y, no_floor, nowhere, one)
-    else:
-        product(tiles, p, W, b, one, y, no_floor, nowhere, one)
+def _set_head(lane_tiles, h, n, parameters, start, packed, widths, pool, space, y):
+    """Write the prediction y (1, K_fin) from what h pools to, or (n, K_fin) from h without pooling."""
+    depth, stride = widths.size - 2, space.stride
+    W, b = _head(parameters, start, widths[depth], widths[depth + 1])
+    if pool != NO_POOL:
+        vector_product(space.pooled[depth, : len(W)], W, b, y[0])
+        return
+    panels, places = packed
+    counts = space.counts[:, : blocks_of(n, h)]
+    lanes_forward(
+        lane_tiles, h, len(W), stride, n, panels[places[depth] :], b, h.dtype.type(-np.inf), space.w,
+        space.listed[depth], counts[depth], space.y, space.sums, np.empty(b.size), space.listed[depth + 1],
+        counts[depth + 1],
+    )  # fmt: skip
+    for r in range(n):
+        for k in range(b.size):
+            y[r, k] = space.y[k * stride + r]
 
 
 @jit
@@ -225,150 +299,147 @@ def _answer(y, s, first, last, pool):
 
 
 @jit
-def _forward(first_set, last_set, tiles, x, offsets, weights, parameters, widths, aggregate, pool, y):
+def _forward(
+    first_set, last_set, lane_tiles, x, offsets, weights, parameters, packed, widths, aggregate, pool, y,
+):  # fmt: skip
     starts, depth = _layer_starts(widths), widths.size - 2
-    widest = widths.max()
-    longest = longest_set(offsets, first_set, last_set)
-    hidden = np.empty(2 * longest * widest, x.dtype)
-    # Without pooling the order shows.
-    sorted_x, sorted_w = sorting_space(x, weights, widths, longest if pool != NO_POOL else 0)
-    pooled = np.empty((depth + 1, widest), x.dtype)
-    c, totals = np.empty(widest, x.dtype), np.empty(widest)
-    W, b = _head(parameters, starts[depth], widths[depth], widths[depth + 1])
-    for s in range(first_set, last_set):
-        first, last = offsets[s], offsets[s + 1]
-        w = _own_weights(weights, first, last)
-        own, w = side_by_side(x[first:last], w, sorted_x, sorted_w)
-        h = _set_forward(tiles, own, w, parameters, starts, widths, aggregate, pool, hidden, False, pooled, c, totals)
-        _set_head(tiles, h, pooled[depth, : len(W)], W, b, pool, _answer(y, s, first, last, pool))
-
-
-@jit
-def _step(
-    first_set,
-    last_set,
-    tiles,
-    x,
-    offsets,
-    weights,
-    targets,
-    parameters,
-    transposed,
-    widths,
-    aggregate,
-    pool,
-    gradients,
-    losses,
-):
-    gradients[:] = 0
-    starts, depth = _layer_starts(widths), widths.size - 2
-    widest, K_fin, K_last = widths.max(), widths[depth + 1], widths[depth]
-    longest = longest_set(offsets, first_set, last_set)
-    hidden = np.empty(longest * widths[1:-1].sum(), x.dtype)
-    # Without pooling the order shows.
-    sorted_x, sorted_w = sorting_space(x, weights, widths, longest if pool != NO_POOL else 0)
-    spare = np.empty(longest * widest if aggregate == MAX else 0, x.dtype)
-    pooled = np.empty((depth + 1, widest), x.dtype)
-    c, totals, scales = np.empty(widest, x.dtype), np.empty(widest), np.empty(longest, x.dtype)
-    G, dm = np.empty(widest, x.dtype), np.empty(widest, x.dtype)
-    answers = longest if pool == NO_POOL else 1
-    y, dy = np.empty((answers, K_fin), x.dtype), np.empty((answers, K_fin), x.dtype)
-    one = np.ones(1, x.dtype)
-    W, b = _head(parameters, starts[depth], K_last, K_fin)
-    dW, db = _head(gradients, starts[depth], K_last, K_fin)
-    W_T = transposed[starts[depth] : starts[depth] + W.size].reshape(K_fin, K_last)
-    factor = x.dtype.type(2) / x.dtype.type(targets.size)
-
+    space = _space(widths, longest_set(offsets, first_set, last_set), False, pool, x)
     for s in range(first_set, last_set):
         first, last = offsets[s], offsets[s + 1]
         n = last - first
         w = _own_weights(weights, first, last)
-        elements, w = side_by_side(x[first:last], w, sorted_x, sorted_w)
-        h = _set_forward(
-            tiles, elements, w, parameters, starts, widths, aggregate, pool, hidden, True, pooled, c, totals
-        )
-        own = 1 if pool != NO_POOL else n
-        _set_head(tiles, h, pooled[depth, : len(W)], W, b, pool, y[:own])
+        # Without pooling the order shows.
+        similar = pool != NO_POOL and worth_sorting(widths, n)
+        copy_to_lanes(x[first:last], w, space.stride, similar, space.x, space.w)
+        weight = total_weight(w, 0, n)
+        network = (parameters, starts, packed, widths, aggregate, pool)
+        h = _set_forward(lane_tiles, n, weight, w.size > 0, *network, space)
+        own = _answer(y, s, first, last, pool)
+        _set_head(lane_tiles, h, n, parameters, starts[depth], packed, widths, pool, space, own)
+
+
+@jit
+def _step(
+    first_set, last_set, lane_tiles, x, offsets, weights, targets, parameters, packed, transposed, widths,
+    aggregate, pool, gradients, losses,
+):  # fmt: skip
+    gradients[:] = 0
+    starts, depth = _layer_starts(widths), widths.size - 2
+    widest, K_fin = widths.max(), widths[depth + 1]
+    longest = longest_set(offsets, first_set, last_set)
+    space = _space(widths, longest, True, pool, x)
+    stride = space.stride
+    spare = np.empty(widest * stride if MAX in (aggregate, pool) else 0, x.dtype)
+    answers = longest if pool == NO_POOL else 1
+    y, dy = np.empty((answers, K_fin), x.dtype), np.empty((answers, K_fin), x.dtype)
+    factor = x.dtype.type(2) / x.dtype.type(targets.size)
+    for s in range(first_set, last_set):
+        first, last = offsets[s], offsets[s + 1]
+        n = last - first
+        own = n if pool == NO_POOL else 1
+        w = _own_weights(weights, first, last)
+        # Without pooling the order shows.
+        similar = pool != NO_POOL and worth_sorting(widths, n)
+        copy_to_lanes(x[first:last], w, stride, similar, space.x, space.w)
+        weight = total_weight(w, 0, n)
+        network = (parameters, starts, packed, widths, aggregate, pool)
+        h = _set_forward(lane_tiles, n, weight, w.size > 0, *network, space)
+        _set_head(lane_tiles, h, n, parameters, starts[depth], packed, widths, pool, space, y[:own])
         losses[s] = squared_error(y[:own], _answer(targets, s, first, last, pool), factor, dy[:own])
-
-        for r in range(own):
-            for k in range(K_fin):
-                db[k] += dy[r, k]
-        totals[:K_last] = 0
-        dm[:K_last] = 0
-        if pool == NO_POOL:
-            product_accumulate(tiles, h, dy, dW)
-            product_masked(tiles, dy[:own], W_T, dm[:K_last], one, h, totals[:K_last])
-        else:
-            product_accumulate(tiles, pooled[depth, :K_last], dy, dW)
-            set_pooled_gradient(tiles, dy[0], W_T, dm[:K_last])
-            mean_scales(w, 0, n, pool, scales)
-            _unpool(h, w, pooled[depth, :K_last], dm[:K_last], pool, scales, totals[:K_last])
-
-        # From here on, h holds its own gradient.
-        place = n * widths[1:-1].sum()
-        mean_scales(w, 0, n, aggregate, scales)
-        for i in range(depth - 1, -1, -1):
-            K_in, K_out = widths[i], widths[i + 1]
-            place -= n * K_out
-            g = hidden[place : place + n * K_out].reshape(n, K_out)
-            below = elements if i == 0 else hidden[place - n * K_in : place].reshape(n, K_in)
-            for k in range(K_out):
-                G[k] = totals[k]
-            dW_self, dW_pool, db_layer = _layer(gradients, starts[i], K_in, K_out)
-            set_parameter_gradients(tiles, g, G[:K_out], below, pooled[i, :K_in], dW_self, dW_pool, db_layer)
-            if i == 0:
-                break
-            W_self_T, W_pool_T, _ = _layer(transposed, starts[i], K_out, K_in)
-            set_pooled_gradient(tiles, G[:K_out], W_pool_T, dm[:K_in])
-            totals[:K_in] = 0
-            if aggregate == MAX:
-                _masked_maximum(tiles, g, below, w, W_self_T, pooled[i, :K_in], dm[:K_in], spare, totals[:K_in])
-            else:
-                product_masked(tiles, g, W_self_T, dm[:K_in], scales[:n], below, totals[:K_in])
+        _head_backward(
+            lane_tiles, h, n, weight, dy[:own], parameters, transposed, starts[depth], widths, pool, space,
+            spare, gradients,
+        )  # fmt: skip
+        _layers_backward(
+            lane_tiles, n, weight, parameters, transposed, starts, widths, aggregate, space, spare, gradients
+        )
 
 
 @jit
-def _unpool(h, w, p, dp, pool, scales, totals):
-    """Replace h (n, K) by its masked gradient for the gradient dp (K,) of its pooling, and add its sums to totals."""
-    n, K = h.shape
-    if pool == MAX:
-        dh = np.zeros_like(h)
-        add_ties_gradient(dp, h, p, w, 0, n, dh)
-        _take_masked(dh, h, totals)
+def _head_backward(
+    lane_tiles, h, n, weight, dy, parameters, transposed, start, widths, pool, space, spare, gradients,
+):  # fmt: skip
+    """Replace h_D by its gradient, masked, and write its sums to ``space.totals``; add that of the head."""
+    depth, stride = widths.size - 2, space.stride
+    K, K_fin = widths[depth], widths[depth + 1]
+    W, _ = _head(parameters, start, K, K_fin)
+    dW, db = _head(gradients, start, K, K_fin)
+    for r in range(len(dy)):
+        for k in range(K_fin):
+            db[k] += dy[r, k]
+    blocks = blocks_of(n, h)
+    listed, counts = space.listed, space.counts[:, :blocks]
+    dh, totals = np.zeros(K, h.dtype), space.totals[:K]
+    totals[:] = 0
+    if pool == NO_POOL:
+        padded = whole_vectors(n, h)
+        for k in range(K_fin):
+            for r in range(n):
+                space.y[k * stride + r] = dy[r, k]
+            space.y[k * stride + n : k * stride + padded] = 0
+        list_all(K_fin, blocks, listed[depth + 1], counts[depth + 1])
+        above = (listed[depth + 1], counts[depth + 1])
+        lanes_outer(lane_tiles, h, space.y, stride, n, listed[depth], counts[depth], *above, dW)
+        lanes_masked(
+            lane_tiles, space.y, stride, n, W, dh, space.w, *above, listed[depth], counts[depth], h, space.sums, totals
+        )
         return
-    scale = 1 / total_weight(w, 0, n) if pool == MEAN else 1.0
-    # The sum of g is that of the weights of the elements that are on: whole numbers where there are no weights.
-    zero, block = h.dtype.type(0), np.empty(K, h.dtype)
-    for first in range(0, n, BLOCK):
-        block[:] = 0
-        for r in range(first, min(first + BLOCK, n)):
-            row = h[r]  # indexed from 0, or the loop is not vectorised
-            weight, factor = h.dtype.type(1) if w.size == 0 else w[r], scales[r]
-            for k in range(K):
-                block[k] += weight if row[k] > 0 else zero
-                row[k] = factor * dp[k] if row[k] > 0 else zero
-        for k in range(K):
-            totals[k] += scale * dp[k] * block[k]
+    p = space.pooled[depth, :K]
+    add_outer(p, dy[0], dW)
+    vector_product(dy[0], transposed[start : start + W.size].reshape(K_fin, K), dh, dh)
+    if pool == MAX:
+        spare[: K * stride] = h
+        h[:] = 0
+        share_maximum(dh, spare, p, K, stride, n, space.w, h, totals)
+        return
+    for k in range(K):
+        dh[k] /= weight if pool == MEAN else 1
+    # No steps: what is left of the product is its start, masked.
+    nothing = np.zeros(blocks, np.int64)
+    lanes_masked(
+        lane_tiles, h, stride, n, W, dh, space.w, listed[depth], nothing, listed[depth], counts[depth], h, space.sums,
+        totals,
+    )  # fmt: skip
 
 
 @jit
-def _masked_maximum(tiles, g, below, w, W_self_T, m, dm, spare, totals):
-    """Do what `product_masked` does where the set was pooled by its maximum: its ties are read before h goes."""
-    n, K_in = below.shape
-    one, start, nowhere = np.ones(1, g.dtype), np.zeros_like(dm), np.empty(dm.size)
-    dh = spare[: n * K_in].reshape(n, K_in)
-    product(tiles, g, W_self_T, start, one, dh, g.dtype.type(-np.inf), nowhere, one)
-    add_ties_gradient(dm, below, m, w, 0, n, dh)
-    _take_masked(dh, below, totals)
+def _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widths, aggregate, space, spare, gradients):
+    """Take the gradient of h_D in ``space.hidden``, with its sums in ``space.totals``, back through the layers.
 
-
-@jit
-def _take_masked(dh, h, totals):
-    """Replace h by dh where h > 0, by 0 elsewhere, and add the sums to totals (K,)."""
-    n, K = h.shape
-    for r in range(n):
-        for k in range(K):
-            g = dh[r, k] if h[r, k] > 0 else h.dtype.type(0)
-            h[r, k] = g
-            totals[k] += g
+    The gradient of an activation takes the very place of that activation.
+    """
+    depth, stride = widths.size - 2, space.stride
+    blocks = blocks_of(n, space.x)
+    listed, counts = space.listed, space.counts[:, :blocks]
+    G, dm = np.empty(space.c.size, space.x.dtype), space.c
+    place = widths[1:-1].sum()
+    for i in range(depth - 1, -1, -1):
+        K_in, K_out = widths[i], widths[i + 1]
+        place -= K_out
+        g = space.hidden[place * stride : (place + K_out) * stride]
+        below = space.x if i == 0 else space.hidden[(place - K_in) * stride : place * stride]
+        dW_self, dW_pool, db = _layer(gradients, starts[i], K_in, K_out)
+        for k in range(K_out):
+            G[k] = space.totals[k]
+            db[k] += G[k]
+        add_outer(space.pooled[i, :K_in], G[:K_out], dW_pool)
+        lanes_outer(lane_tiles, below, g, stride, n, listed[i], counts[i], listed[i + 1], counts[i + 1], dW_self)
+        if i == 0:
+            return
+        W_self, _, _ = _layer(parameters, starts[i], K_in, K_out)
+        dm[:K_in] = 0
+        vector_product(G[:K_out], _layer(transposed, starts[i], K_out, K_in)[1], dm[:K_in], dm[:K_in])
+        totals, start = space.totals[:K_in], dm[:K_in]
+        totals[:] = 0
+        if aggregate == MAX:
+            spare[: K_in * stride] = below
+            start = np.zeros(K_in, dm.dtype)
+        elif aggregate == MEAN:
+            for k in range(K_in):
+                start[k] /= weight
+        lanes_masked(
+            lane_tiles, g, stride, n, W_self, start, space.w, listed[i + 1], counts[i + 1], listed[i], counts[i], below,
+            space.sums, totals,
+        )  # fmt: skip
+        if aggregate == MAX:
+            share_maximum(dm[:K_in], spare, space.pooled[i, :K_in], K_in, stride, n, space.w, below, totals)

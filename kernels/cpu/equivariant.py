@@ -26,7 +26,7 @@ from fastperm.kernels.cpu.pooling import (
     total_weight,
     weights_or_empty,
 )
-from fastperm.kernels.cpu.product import product, product_accumulate, tiles
+from fastperm.kernels.cpu.product import add_outer, product, product_accumulate, tiles, vector_product
 from fastperm.kernels.cpu.workers import add_parts, large_sets, pieces, run, small_chunks, task
 
 # Rows of a large set that are taken at a time: their gradients stay in the cache between the mask and the product.
@@ -125,9 +125,8 @@ def set_forward(tiles, x, m, W_self, W_pool, b, floor, w, c, y, totals):
 
     ``w`` has one weight, or one per row; ``c`` (K_out,) is workspace.
     """
-    one, nowhere = np.ones(1, x.dtype), np.empty(c.size)
-    product(tiles, m, W_pool, b, one, c, x.dtype.type(-np.inf), nowhere, one)
-    product(tiles, x, W_self, c, one, y, floor, totals, w)
+    vector_product(m, W_pool, b, c)
+    product(tiles, x, W_self, c, np.ones(1, x.dtype), y, floor, totals, w)
 
 
 @jit
@@ -135,15 +134,8 @@ def set_parameter_gradients(tiles, g, G, x, m, dW_self, dW_pool, db):
     """Add what one set sends to the parameters: g (n, K_out), its sum G (K_out,), x (n, K_in), m (K_in,)."""
     for k in range(G.size):
         db[k] += G[k]
-    product_accumulate(tiles, m, G, dW_pool)
+    add_outer(m, G, dW_pool)
     product_accumulate(tiles, x, g, dW_self)
-
-
-@jit
-def set_pooled_gradient(tiles, G, W_pool_T, dm):
-    """Write dm = G W_poolᵀ (K_in,)."""
-    one, start, nowhere = np.ones(1, dm.dtype), np.zeros_like(dm), np.empty(dm.size)
-    product(tiles, G, W_pool_T, start, one, dm, dm.dtype.type(-np.inf), nowhere, one)
 
 
 @jit
@@ -216,7 +208,8 @@ def _backward(
         set_parameter_gradients(tiles, g[:count], G, x[first:last], m[s], dW_self, dW_pool, db)
         if dx.size == 0:
             continue
-        set_pooled_gradient(tiles, G, W_pool_T, dm)
+        dm[:] = 0
+        vector_product(G, W_pool_T, dm, dm)
         mean_scales(weights, first, last, aggregate, scales)
         product(tiles, g[:count], W_self_T, dm, scales[:count], dx[first:last], no_floor, nowhere, one)
         if aggregate == MAX:

@@ -1,15 +1,14 @@
-r"""The inner product that every layer of this backend runs on.
+r"""The products of rows of elements: what single layers, streams and large sets run on.
 
     z[r, j] = scale_r · c[j] + Σ_k a[r, k] · B[k, j]
 
     out[r, j] = max(z[r, j], floor),               totals[j] += Σ_r weight_r · out[r, j]    (`product`)
-    out[r, j] = z[r, j] if out[r, j] > 0 else 0,   totals[j] += Σ_r out[r, j]               (`product_masked`)
     out[i, j] += Σ_k x[k, i] · g[k, j]                                                      (`product_accumulate`)
 
-One register tile serves all three: its rows and its steps are read through strides, so that a row of xᵀ·g is a column
-of x. Start (bias, pooled term) and finish happen while the tile is in registers: ReLU (floor 0, or −∞ for none) and the
-sums that the next layer's mean needs; or the mask of the ReLU below, read from the very place that the gradient then
-takes, and the sums of that.
+One register tile serves both: its rows and its steps are read through strides, so that a row of xᵀ·g is a column of x.
+Start (bias, pooled term) and finish happen while the tile is in registers: ReLU (floor 0, or −∞ for none) and the sums
+that the next layer's mean needs. A whole set that fits the cache is turned round instead, which leaves out more zeros:
+see `lane_product`. Products of one row, and with one row, are plain loops (`vector_product`, `add_outer`).
 
 Behind a ReLU about half of a is zero, and not at random: a unit is mostly on or off for a whole run of elements. So a
 tile takes only those steps k for which some of its rows have a[r, k] ≠ 0, and xᵀ·g only those columns of x that are not
@@ -33,7 +32,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastperm.kernels.cpu.compiling import c_function, jit
-from fastperm.kernels.cpu.register_tile import ACCUMULATE, MASKED, PLAIN, VECTOR_BYTES, WIDEST, tile_panel
+from fastperm.kernels.cpu.register_tile import ACCUMULATE, PLAIN, VECTOR_BYTES, WIDEST, tile_panel
 
 # Rows whose sums are taken in the working precision before they go to float64: a multiple of every tile's rows, and
 # few enough that float32 results are as exact as PyTorch's (`tests/test_rivals.py`); 1008 were not.
@@ -72,7 +71,7 @@ def _make_driver(kind):
     return driver
 
 
-_DRIVERS = {kind: _make_driver(kind) for kind in (PLAIN, MASKED, ACCUMULATE)}
+_DRIVERS = {kind: _make_driver(kind) for kind in (PLAIN, ACCUMULATE)}
 
 
 @functools.cache
@@ -84,7 +83,7 @@ def tiles(dtype):
         number, array, number, number, array, number, array, array, number, array, number, number, number, scalar,
         array, array, number, types.CPointer(types.int64), number,
     )  # fmt: skip
-    return tuple(c_function(_DRIVERS[kind], types.void(*operands)) for kind in (PLAIN, MASKED, ACCUMULATE))
+    return tuple(c_function(_DRIVERS[kind], types.void(*operands)) for kind in (PLAIN, ACCUMULATE))
 
 
 @intrinsic
@@ -113,7 +112,7 @@ def _pointer(typingctx, array, offset):
     return signature, codegen
 
 
-# These three take arrays, never pointers: Numba lets go of an array after the last mention of its name, and whoever
+# These two take arrays, never pointers: Numba lets go of an array after the last mention of its name, and whoever
 # calls with an array holds it until the call is over.
 
 
@@ -143,34 +142,6 @@ def product(
             weight_stride, _pointer(unlisted, 0), VECTOR_BYTES // B.itemsize,
         )  # fmt: skip
         _call(tiles[PLAIN], operands)
-        for j in range(columns):
-            totals[j] += sums[j]
-
-
-@jit
-def product_masked(
-    tiles,
-    a,  # (n, steps)
-    B,  # (steps, columns)
-    c,  # (columns,)
-    scale,  # (n,) or (1,)
-    out,  # (n, columns)
-    totals,  # (columns,), float64, added to
-):
-    """Write scale_r · c + a_r · B where out > 0, 0 elsewhere, and add its sums to totals. All arrays C-contiguous."""
-    steps, columns = B.shape
-    n = a.size // steps
-    scale_stride = min(scale.size - 1, 1)
-    sums, unlisted = np.empty(columns, B.dtype), np.empty(1, np.int64)
-    for first in range(0, n, ROW_BLOCK):
-        sums[:] = 0
-        operands = (
-            columns, _pointer(a, first * steps), steps, 1, _pointer(B, 0), columns, _pointer(c, 0),
-            _pointer(scale, first * scale_stride), scale_stride, _pointer(out, first * columns), columns,
-            min(ROW_BLOCK, n - first), steps, sums[0], _pointer(sums, 0), _pointer(scale, 0), 0,
-            _pointer(unlisted, 0), VECTOR_BYTES // B.itemsize,
-        )  # fmt: skip
-        _call(tiles[MASKED], operands)
         for j in range(columns):
             totals[j] += sums[j]
 
@@ -217,3 +188,29 @@ def product_accumulate(
         )  # fmt: skip
         _call(tiles[ACCUMULATE], operands)
     bits[0] = listed[0]  # the list is held until the last call is over
+
+
+@jit
+def add_outer(x, g, out):
+    """Add the products x_i g_j of two vectors to out (n, columns)."""
+    for i in range(x.size):
+        factor = x[i]
+        if factor == 0:
+            continue
+        row = out[i]
+        for j in range(g.size):
+            row[j] += factor * g[j]
+
+
+@jit
+def vector_product(x, B, start, out):
+    """Write start + x B (columns,) for one row x (steps,); products take many."""
+    for j in range(out.size):
+        out[j] = start[j]
+    for k in range(x.size):
+        factor = x[k]
+        if factor == 0:
+            continue
+        row = B[k]
+        for j in range(out.size):
+            out[j] += factor * row[j]

@@ -10,7 +10,7 @@ from numba.core.types import int64, void
 from numba.extending import intrinsic
 
 # What a tile starts from and how it finishes; the formulas stand in product.py.
-PLAIN, MASKED, ACCUMULATE = 0, 1, 2
+PLAIN, ACCUMULATE = 0, 1
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 WORD = 64
@@ -231,11 +231,10 @@ class _Tile:
                 for j, value in enumerate(values):
                     self._add_to(self.out, r, self.out_stride, j, value)
             return
-        finish = self._finish_plain if self.kind == PLAIN else self._finish_masked
         # The rows of a tile are summed by themselves: a running sum over all rows would lose digits.
         totals = [self.zeros] * self.vectors
         for r, values in zip(numbers, result, strict=True):
-            totals = finish(r, values, totals)
+            totals = self._finish_plain(r, values, totals)
         for j, total in enumerate(totals):
             self._add_to(self.sums, self.zero, self.zero, j, total)
 
@@ -249,16 +248,6 @@ class _Tile:
             value = builder.select(builder.fcmp_unordered(">", value, floor), value, floor)
             self._store(value, self.out, r, self.out_stride, j)
             added.append(builder.call(self.fma, [weight, value, total]))
-        return added
-
-    def _finish_masked(self, r, values, totals):
-        builder = self.builder
-        added = []
-        for j, (value, total) in enumerate(zip(values, totals, strict=True)):
-            positive = builder.fcmp_ordered(">", self._load(self.out, r, self.out_stride, j), self.zeros)
-            value = builder.select(positive, value, self.zeros)
-            self._store(value, self.out, r, self.out_stride, j)
-            added.append(builder.fadd(total, value))
         return added
 
     def _add_to(self, base, row, stride, j, value):

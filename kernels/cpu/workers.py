@@ -111,12 +111,18 @@ def run(tasks):
 
 def for_each_chunk(function, offsets, *arguments):
     """Call ``function(first_set, last_set, *arguments)`` for every chunk of the batch."""
-    run([task(function, *ends, *arguments) for ends in pairwise(chunk_bounds(offsets))])
+    shared = ready(arguments)
+    run([partial(function, *ends, *shared) for ends in pairwise(chunk_bounds(offsets))])
 
 
 def task(function, *arguments):
     """Return the call of a compiled function, to be given to `run`."""
-    return partial(function, *(_writable(a) if isinstance(a, np.ndarray) else a for a in arguments))
+    return partial(function, *ready(arguments))
+
+
+def ready(arguments):
+    """Return arguments as compiled functions take them; for those that many tasks share, once is enough."""
+    return tuple(_writable(a) if isinstance(a, np.ndarray) else a for a in arguments)
 
 
 def add_parts(parts, total):
