@@ -1,4 +1,4 @@
-"""Products of a set whose elements lie in lanes, at the edges of every tile, and its pooling; longdouble is the oracle."""
+"""Products of a set whose elements lie in lanes, at the edges of tiles, and its pooling; longdouble is the oracle."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from cases import error, poisoned
 
 from fastperm.kernels.cpu.lane_pooling import pool_lanes, share_maximum
 from fastperm.kernels.cpu.lane_product import (
+    PACKED_STEPS,
     block_elements,
     blocks_of,
     lane_tiles,
@@ -18,6 +19,7 @@ from fastperm.kernels.cpu.lane_product import (
     panels_size,
     row_stride,
     whole_vectors,
+    workspace,
 )
 from fastperm.kernels.cpu.lane_tile import FEATURES
 from fastperm.kernels.cpu.pooling import CODES
@@ -81,6 +83,11 @@ def relu_like(generator, K, n, dtype):
     return values.astype(dtype)
 
 
+def space(K, dtype):
+    sums, strip, all_steps = workspace(K, np.empty(0, dtype))
+    return poisoned(sums.shape, dtype), poisoned(strip.shape, dtype), all_steps
+
+
 def weights_in_lanes(w, padded):
     return np.concatenate([w, np.zeros(padded - len(w), w.dtype)])
 
@@ -90,7 +97,7 @@ def weights_in_lanes(w, padded):
 def test_forward(dtype, floor):
     generator = np.random.default_rng(0)
     for n in sizes(dtype):
-        for K_in in (1, 2, 9):
+        for K_in in (1, 2, 9, PACKED_STEPS + 4):
             for K_out in WIDTHS:
                 x = Rows(relu_like(generator, K_in, n, dtype))
                 W, c = (generator.standard_normal(shape).astype(dtype) for shape in ((K_in, K_out), K_out))
@@ -104,7 +111,7 @@ def test_forward(dtype, floor):
                 totals = np.ones(K_out)
                 lanes_forward(
                     *(lane_tiles(np.dtype(dtype)), x.flat, K_in, x.stride, n, panels, c, np.dtype(dtype).type(floor)),
-                    *(weights_in_lanes(w, x.padded), listed, counts, y.flat, poisoned((K_out * 64,), dtype), totals),
+                    *(weights_in_lanes(w, x.padded), listed, counts, y.flat, space(max(K_in, K_out), dtype), totals),
                     *(listed_y, counts_y),
                 )
                 wanted = np.maximum(c.astype("g")[:, None] + W.T.astype("g") @ x.values.astype("g"), floor)
@@ -124,7 +131,7 @@ def test_forward(dtype, floor):
 def test_masked(dtype):
     generator = np.random.default_rng(1)
     for n in sizes(dtype):
-        for K_out in (1, 2, 9):
+        for K_out in (1, 2, 9, 2 * PACKED_STEPS):
             for K_in in WIDTHS:
                 # The gradient has both signs; it is zero where its own unit is off.
                 g = relu_like(generator, K_out, n, dtype)
@@ -135,7 +142,7 @@ def test_masked(dtype):
                 totals = np.ones(K_in)
                 lanes_masked(
                     *(lane_tiles(np.dtype(dtype)), g.flat, g.stride, n, W, c, weights_in_lanes(w, g.padded)),
-                    *(*g.listing(), *h.listing(), h.flat, poisoned((K_in * 64,), dtype), totals),
+                    *(*g.listing(), *h.listing(), h.flat, space(max(K_in, K_out), dtype), totals),
                 )
                 z = np.multiply.outer(c.astype("g"), w.astype("g")) + W.astype("g") @ g.values.astype("g")
                 wanted = np.where(h.values > 0, z, 0)
@@ -178,7 +185,7 @@ def test_an_element_has_the_same_bits_wherever_it_stands(dtype):
         one = weights_in_lanes(np.ones(n, dtype), x.padded)
         lanes_forward(
             *(lane_tiles(np.dtype(dtype)), x.flat, K, x.stride, n, panels, c, np.dtype(dtype).type(0), one),
-            *(listed, counts, y.flat, np.empty(K * 64, dtype), np.zeros(K), listed.copy(), counts.copy()),
+            *(listed, counts, y.flat, space(K, dtype), np.zeros(K), listed.copy(), counts.copy()),
         )
         return y.read()
 

@@ -31,7 +31,6 @@ from fastperm.kernels.cpu.lane_product import (
     lane_tiles,
     lanes_forward,
     lanes_masked,
-    lanes_of,
     lanes_outer,
     list_all,
     list_units_on,
@@ -39,6 +38,7 @@ from fastperm.kernels.cpu.lane_product import (
     panels_size,
     row_stride,
     whole_vectors,
+    workspace,
 )
 from fastperm.kernels.cpu.mean_squared_error import mean_squared_error, squared_error
 from fastperm.kernels.cpu.pooling import (
@@ -203,7 +203,7 @@ class Space(NamedTuple):
     pooled: Any  # (D + 1, widest): what layer i, or the head, sees of the set
     c: Any  # (widest,)
     totals: Any  # (widest,), float64
-    sums: Any  # (widest * lanes,)
+    work: Any  # of `lane_product`
     listed: Any  # (D + 2, blocks, widest): the features of h_i, and of y, that are not zero in a block
     counts: Any  # (D + 2, blocks)
 
@@ -222,7 +222,7 @@ def _space(widths, longest, all_kept, pool, like):
         np.empty((depth + 1, widest), like.dtype),
         np.empty(widest, like.dtype),
         np.empty(widest),
-        np.empty(widest * lanes_of(like), like.dtype),
+        workspace(widest, like),
         np.empty((depth + 2, blocks, widest), np.int64),
         np.empty((depth + 2, blocks), np.int64),
     )
@@ -252,7 +252,7 @@ def _set_forward(lane_tiles, n, weight, weighted, parameters, starts, packed, wi
         totals[:] = 0
         lanes_forward(
             lane_tiles, below, K_in, stride, n, panels[places[i] : places[i + 1]], c, b.dtype.type(0), space.w,
-            listed[i], counts[i], y, space.sums, totals, listed[i + 1], counts[i + 1],
+            listed[i], counts[i], y, space.work, totals, listed[i + 1], counts[i + 1],
         )  # fmt: skip
         if weighted:
             list_units_on(y, K_out, stride, n, listed[i + 1], counts[i + 1])
@@ -284,7 +284,7 @@ def _set_head(lane_tiles, h, n, parameters, start, packed, widths, pool, space, 
     counts = space.counts[:, : blocks_of(n, h)]
     lanes_forward(
         lane_tiles, h, len(W), stride, n, panels[places[depth] :], b, h.dtype.type(-np.inf), space.w,
-        space.listed[depth], counts[depth], space.y, space.sums, np.empty(b.size), space.listed[depth + 1],
+        space.listed[depth], counts[depth], space.y, space.work, np.empty(b.size), space.listed[depth + 1],
         counts[depth + 1],
     )  # fmt: skip
     for r in range(n):
@@ -381,7 +381,7 @@ def _head_backward(
         above = (listed[depth + 1], counts[depth + 1])
         lanes_outer(lane_tiles, h, space.y, stride, n, listed[depth], counts[depth], *above, dW)
         lanes_masked(
-            lane_tiles, space.y, stride, n, W, dh, space.w, *above, listed[depth], counts[depth], h, space.sums, totals
+            lane_tiles, space.y, stride, n, W, dh, space.w, *above, listed[depth], counts[depth], h, space.work, totals
         )
         return
     p = space.pooled[depth, :K]
@@ -397,7 +397,7 @@ def _head_backward(
     # No steps: what is left of the product is its start, masked.
     nothing = np.zeros(blocks, np.int64)
     lanes_masked(
-        lane_tiles, h, stride, n, W, dh, space.w, listed[depth], nothing, listed[depth], counts[depth], h, space.sums,
+        lane_tiles, h, stride, n, W, dh, space.w, listed[depth], nothing, listed[depth], counts[depth], h, space.work,
         totals,
     )  # fmt: skip
 
@@ -439,7 +439,7 @@ def _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widt
                 start[k] /= weight
         lanes_masked(
             lane_tiles, g, stride, n, W_self, start, space.w, listed[i + 1], counts[i + 1], listed[i], counts[i], below,
-            space.sums, totals,
+            space.work, totals,
         )  # fmt: skip
         if aggregate == MAX:
             share_maximum(dm[:K_in], spare, space.pooled[i, :K_in], K_in, stride, n, space.w, below, totals)

@@ -29,6 +29,7 @@ from fastperm.kernels.cpu.lane_tile import (
     OUTER_ROWS,
     VECTORS,
     lane_clear,
+    lane_copy,
     lane_outer_tile,
     lane_sum,
     lane_tile,
@@ -40,6 +41,9 @@ from fastperm.kernels.cpu.register_tile import VECTOR_BYTES
 # few enough that many units are off in all of them, enough that the lists and the sums over lanes cost little.
 BLOCK = 128
 LINE_BYTES = 64
+# From so many features below on, a strip of them is copied together: on their own they lie lines apart, and only this
+# keeps them in the first-level cache while all features above are computed.
+PACKED_STEPS = 40
 # Features of g whose rows stay in the first-level cache while all of x passes by.
 OUTER_BLOCK = 32
 
@@ -49,7 +53,7 @@ def _make_strips(kind):
 
     def strips(
         a, a_stride, c, B, stride, out, weight, listed_rows, n_rows, listed_steps, n_steps, floor, sums, n, lanes,
-        totals, listed_out, count_out,
+        totals, listed_out, count_out, strip, all_steps,
     ):  # fmt: skip
         operands = (
             a, a_stride, c, B, stride, out, weight, listed_rows, n_rows, listed_steps, n_steps, floor, sums,
@@ -58,13 +62,19 @@ def _make_strips(kind):
             lane_clear(sums, r if kind == FORWARD else listed_rows[r])
         e = 0
         while e + VECTORS * lanes <= n:
-            lane_tile(VECTORS, kind, e, operands)
+            below, first, step_stride, places = B, e, stride, listed_steps
+            if n_steps >= PACKED_STEPS:
+                for i in range(n_steps):
+                    for v in range(VECTORS):
+                        lane_copy(B, listed_steps[i] * stride + e + v * lanes, strip, (i * VECTORS + v) * lanes)
+                below, first, step_stride, places = strip, 0, VECTORS * lanes, all_steps
+            lane_tile(VECTORS, kind, e, (below, first, step_stride, places), operands)
             e += VECTORS * lanes
         if VECTORS == 3 and e + 2 * lanes <= n:
-            lane_tile(2, kind, e, operands)
+            lane_tile(2, kind, e, (B, e, stride, listed_steps), operands)
             e += 2 * lanes
         while e < n:
-            lane_tile(1, kind, e, operands)
+            lane_tile(1, kind, e, (B, e, stride, listed_steps), operands)
             e += lanes
         count = 0
         for r in range(n_rows):
@@ -135,7 +145,7 @@ def lane_tiles(dtype):
     array, number, listed = types.CPointer(scalar), types.int64, types.CPointer(types.int64)
     strips = (
         array, number, array, array, number, array, array, listed, number, listed, number, scalar, array, number,
-        number, types.CPointer(types.float64), listed, listed,
+        number, types.CPointer(types.float64), listed, listed, array, listed,
     )  # fmt: skip
     outer = (array, array, number, number, listed, number, listed, number, array, number)
     return (
@@ -203,6 +213,13 @@ def panels_size(K_in, K_out):
 
 
 @jit
+def workspace(K, like):
+    """Return what these products need for up to K features: sums, room for a strip, and the numbers of its steps."""
+    lanes = lanes_of(like)
+    return np.empty(K * lanes, like.dtype), np.empty(K * VECTORS * lanes, like.dtype), np.arange(K)
+
+
+@jit
 def list_all(K, blocks, listed, counts):
     """List all K features in every block."""
     for b in range(blocks):
@@ -212,13 +229,14 @@ def list_all(K, blocks, listed, counts):
 
 
 @jit
-def lanes_forward(tiles, x, K_in, stride, n, panels, c, floor, w, listed, counts, y, sums, totals, listed_y, counts_y):
+def lanes_forward(tiles, x, K_in, stride, n, panels, c, floor, w, listed, counts, y, work, totals, listed_y, counts_y):
     """Write y = max(c + Wᵀ x, floor), and zeros behind it, and add Σ w y to totals (K_out,).
 
     x and y are flat, rows ``stride`` apart; w has whole vectors, with zeros behind the n weights; ``listed`` (blocks,
-    ≥ K_in) and ``counts`` (blocks,) say which features of x count; ``sums`` is workspace. Those of y whose sum in a
+    ≥ K_in) and ``counts`` (blocks,) say which features of x count; ``work`` is workspace. Those of y whose sum in a
     block is not zero are listed in ``listed_y`` and ``counts_y``.
     """
+    sums, strip, all_steps = work
     K_out, lanes = c.size, lanes_of(x)
     block, padded = block_elements(x), whole_vectors(n, x)
     for b in range(counts.size):
@@ -227,7 +245,8 @@ def lanes_forward(tiles, x, K_in, stride, n, panels, c, floor, w, listed, counts
             _pointer(panels, 0), K_in, _pointer(c, 0), _pointer(x, first), stride, _pointer(y, first),
             _pointer(w, first), _pointer(listed, 0), K_out, _pointer(listed, b * listed.shape[1]), counts[b], floor,
             _pointer(sums, 0), min(block, padded - first), lanes, _pointer(totals, 0),
-            _pointer(listed_y, b * listed_y.shape[1]), _pointer(counts_y, b),
+            _pointer(listed_y, b * listed_y.shape[1]), _pointer(counts_y, b), _pointer(strip, 0),
+            _pointer(all_steps, 0),
         )  # fmt: skip
         _call(tiles[FORWARD], operands)
     if padded > n:
@@ -255,11 +274,12 @@ def list_units_on(y, K, stride, n, listed, counts):
 
 
 @jit
-def lanes_masked(tiles, g, stride, n, W, c, w, listed, counts, listed_below, counts_below, h, sums, totals):
+def lanes_masked(tiles, g, stride, n, W, c, w, listed, counts, listed_below, counts_below, h, work, totals):
     """Replace h by c w + W g where h > 0 and by 0 elsewhere, and add its sums to totals (K_in,).
 
     ``listed`` says which features of g count, ``listed_below`` those of h. Others of h are zero, and stay as they are.
     """
+    sums, strip, all_steps = work
     lanes, block, padded = lanes_of(g), block_elements(g), whole_vectors(n, g)
     for b in range(counts.size):
         first = b * block
@@ -268,6 +288,7 @@ def lanes_masked(tiles, g, stride, n, W, c, w, listed, counts, listed_below, cou
             _pointer(w, first), _pointer(listed_below, b * listed_below.shape[1]), counts_below[b],
             _pointer(listed, b * listed.shape[1]), counts[b], w.dtype.type(0), _pointer(sums, 0),
             min(block, padded - first), lanes, _pointer(totals, 0), _pointer(listed, 0), _pointer(counts, 0),
+            _pointer(strip, 0), _pointer(all_steps, 0),
         )  # fmt: skip
         _call(tiles[MASKED], operands)
 

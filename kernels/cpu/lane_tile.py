@@ -25,20 +25,22 @@ PART_BYTES = 16
 
 
 @intrinsic(prefer_literal=True)
-def lane_tile(typingctx, vectors, kind, first_element, operands):
+def lane_tile(typingctx, vectors, kind, first_element, below, operands):
     """Compute all features of one strip of elements, ``vectors`` vectors wide.
 
-    ``vectors`` and ``kind`` are literals. ``operands`` are those of the drivers in `lane_product`.
+    ``vectors`` and ``kind`` are literals. ``below`` (array, first, stride, places) has the features below: of step i it
+    begins at first + stride · places[i]. ``operands`` are those of the drivers in `lane_product`.
     """
     vectors_n, kind_n = vectors.literal_value, kind.literal_value
-    signature = void(vectors, kind, int64, operands)
+    signature = void(vectors, kind, int64, below, operands)
 
     def codegen(context, builder, signature, args):
         scalar = context.get_value_type(operands.types[0].dtype)
-        values = cgutils.unpack_tuple(builder, args[3])
+        strip = cgutils.unpack_tuple(builder, args[3])
+        values = cgutils.unpack_tuple(builder, args[4])
         row = ir.Constant(I64, 0)
         for rows in ROW_COUNTS:
-            tile = _StripTile(builder, scalar, (rows, vectors_n), kind_n, args[2], values)
+            tile = _StripTile(builder, scalar, (rows, vectors_n), kind_n, args[2], strip, values)
             row = tile.rows_from(row)
         return context.get_dummy_value()
 
@@ -54,6 +56,19 @@ def lane_outer_tile(typingctx, rows, columns, first_row, first_column, operands)
     def codegen(context, builder, signature, args):
         scalar = context.get_value_type(operands.types[0].dtype)
         _OuterTile(builder, scalar, shape, cgutils.unpack_tuple(builder, args[4])).write(args[2], args[3])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def lane_copy(typingctx, source, source_place, target, target_place):
+    """Copy one vector."""
+    signature = void(source, int64, target, int64)
+
+    def codegen(context, builder, signature, args):
+        lane = _LaneTile(builder, context.get_value_type(source.dtype))
+        lane.store(lane.load(args[0], args[1]), args[2], args[3])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -194,12 +209,14 @@ class _LaneTile:
 class _StripTile(_LaneTile):
     """Some features of some vectors of elements: their sums over the features below, and what follows."""
 
-    def __init__(self, builder, scalar, shape, kind, first_element, operands):
+    def __init__(self, builder, scalar, shape, kind, first_element, strip, operands):
         super().__init__(builder, scalar)
         (self.rows, self.vectors), self.kind = shape, kind
-        self.a, self.a_stride, self.c, B, self.stride, out, weight = operands[:7]
+        B, first_below, self.B_stride, self.places = strip
+        self.B = builder.gep(B, [first_below])
+        self.a, self.a_stride, self.c, _, self.stride, out, weight = operands[:7]
         self.listed_rows, self.n_rows, self.listed_steps, self.n_steps, self.floor, self.sums = operands[7:13]
-        self.B, self.out, self.weight = (builder.gep(array, [first_element]) for array in (B, out, weight))
+        self.out, self.weight = (builder.gep(array, [first_element]) for array in (out, weight))
 
     def rows_from(self, first_row):
         """Loop over the rows, which are features; return the first one that is left."""
@@ -237,7 +254,7 @@ class _StripTile(_LaneTile):
 
         def step(i, sums):
             k = self.item(self.listed_steps, i)
-            b_start = builder.mul(k, self.stride)
+            b_start = builder.mul(self.item(self.places, i), self.B_stride)
             b = [self.load(self.B, builder.add(b_start, ir.Constant(I64, v * self.lanes))) for v in range(self.vectors)]
             a_place = builder.mul(k, ir.Constant(I64, scale))
             result = []
