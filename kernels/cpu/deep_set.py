@@ -185,8 +185,15 @@ def _transposed_pool(parameters, widths):
 
 
 @jit
+def _move(source, target):
+    # Not as an assignment of arrays: Numba would compile its error message, for three seconds.
+    for i in range(source.size):
+        target[i] = source[i]
+
+
+@jit
 def _transpose(W, W_T):
-    # Not as an assignment of W.T: Numba would compile its error message, for three seconds.
+    # As in `_move`.
     for i in range(W.shape[0]):
         for j in range(W.shape[1]):
             W_T[j, i] = W[i, j]
@@ -388,7 +395,7 @@ def _head_backward(
     add_outer(p, dy[0], dW)
     vector_product(dy[0], transposed[start : start + W.size].reshape(K_fin, K), dh, dh)
     if pool == MAX:
-        spare[: K * stride] = h
+        _move(h, spare)
         h[:] = 0
         share_maximum(dh, spare, p, K, stride, n, space.w, h, totals)
         return
@@ -432,7 +439,7 @@ def _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widt
         totals, start = space.totals[:K_in], dm[:K_in]
         totals[:] = 0
         if aggregate == MAX:
-            spare[: K_in * stride] = below
+            _move(below, spare)
             start = np.zeros(K_in, dm.dtype)
         elif aggregate == MEAN:
             for k in range(K_in):
