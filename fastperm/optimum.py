@@ -45,9 +45,10 @@ import numpy as np
 from fastperm.checks import check_real
 from fastperm.sets import as_sets
 
-# Standard deviation, over that of f, of the white noise that samples are taken to carry at least. Float64 samples are
-# exact to 1e-13 or so; to rely on all of that would ask of the linear algebra more than float64 can give.
-LEAST_NOISE = {"float64": 1e-10, "float32": float(np.finfo(np.float32).eps)}
+# Standard deviation, over that of f, of the white noise that samples are taken to carry at least. Rounding to float32
+# errs by about a quarter of its eps. Float64 samples are exact to some 1e-15, but to rely on all of that would
+# ask of the linear algebra more than float64 can give.
+LEAST_NOISE = {"float64": 1e-11, "float32": float(np.finfo(np.float32).eps) / 4}
 
 # A Cholesky factor is kept where the reciprocal of the condition number of its matrix is at least this. Below, QR gives
 # the same factor without squaring the condition number, several times as slowly. With this bound, estimates were seen
@@ -183,8 +184,8 @@ def spectrum_posterior(sets, task):
 
     Notes
     -----
-    The variance of the noise is σ² = noise² + (δ · standard deviation of f)², with δ = 1e-10 for samples in float64 and
-    1.2e-7, the spacing of its numbers, for samples in float32. Without δ the problem has no solution in floating point
+    The variance of the noise is σ² = noise² + (δ · standard deviation of f)², with δ = 1e-11 for samples in float64 and
+    3e-8, about what rounding adds, for samples in float32. Without δ the problem has no solution in floating point
     where 2 k_max is near N.
 
     Coefficients are divided by their prior standard deviations √s_k, and A is the matrix of the samples' regression on
@@ -288,8 +289,8 @@ def _regression(rows, y, noise):
     stacked = np.vstack([rows.T, noise * np.eye(m)])
     if y is not None:
         stacked = np.column_stack([stacked, np.concatenate([y, np.zeros(m)])])
-    R = np.linalg.qr(stacked, mode="r")[:m]
-    return R[:, :m], None if y is None else R[:, m]
+    triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
+    return triangle[:m, :m], None if y is None else triangle[:m, m]
 
 
 def _determinant(C):

@@ -216,14 +216,14 @@ def test_enough_samples_of_a_function_without_noise_give_it_away():
 
 
 def test_coinciding_samples():
-    """Ten samples at two positions say what two say, and the rest is left to the prior."""
+    """Ten samples at two positions say what two say, to rounding errors over the noise that is assumed: 1e-16 / 1e-11."""
     x = np.repeat([0.3, 2.0], 5)
     y = np.repeat([0.7, -0.2], 5)
     task = PowerSpectrum(4, 4)
     many = spectrum_posterior(np.stack([x, y], axis=1)[None], task)
     two = spectrum_posterior(np.stack([x, y], axis=1)[None, ::5], task)
-    np.testing.assert_allclose(many.mean, two.mean, rtol=0, atol=1e-9)
-    np.testing.assert_allclose(many.covariance, two.covariance, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(many.mean, two.mean, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(many.covariance, two.covariance, rtol=0, atol=1e-6)
 
 
 # Near the line 2 k_max = N, beyond it, with noise, with other laws of the spectrum and of x.
@@ -253,8 +253,9 @@ def test_samples_in_float32():
     task = PowerSpectrum(4, 4, 200)
     exact, rounded = (spectrum_posterior(sets, task) for sets, _ in (wide, narrow))
     np.testing.assert_allclose(rounded.log_power().mean, exact.log_power().mean, rtol=0, atol=1e-4)
+    expected = (LEAST_NOISE["float32"] / LEAST_NOISE["float64"]) ** 2
     ratio = rounded.covariance / exact.covariance
-    np.testing.assert_allclose(np.diagonal(ratio, axis1=2, axis2=3), (LEAST_NOISE["float32"] / 1e-10) ** 2, rtol=1e-3)
+    np.testing.assert_allclose(np.diagonal(ratio, axis1=2, axis2=3), expected, rtol=1e-3)
 
 
 def test_a_wrong_assumption_costs():
