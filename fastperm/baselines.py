@@ -39,7 +39,7 @@ def optimum(sets, task):
     >>> bool(abs(baselines.optimum(sets, task) - log_powers).max() < 1e-6)
     True
     """
-    return target_moments(spectrum_posterior(sets, task), task).mean
+    return GAUSSIAN["optimum"](spectrum_posterior(sets, task), task)
 
 
 def gaussian_process(sets, task):
@@ -62,7 +62,7 @@ def gaussian_process(sets, task):
     TypeError, ValueError
         As in `fastperm.spectrum_posterior`.
     """
-    return _target(spectrum_posterior(sets, task).power().mean, task)
+    return GAUSSIAN["gaussian-process"](spectrum_posterior(sets, task), task)
 
 
 def least_squares(sets, task):
@@ -166,14 +166,6 @@ ESTIMATORS = {
     "prior-mean": prior_mean,
 }
 
-# Those that need a Gaussian law.
-GAUSSIAN = ("optimum", "gaussian-process")
-
-
-def target_moments(posterior, task):
-    """Return the posterior's mean and variance of the target: of log p_k, or of p_k where ``output="power"``."""
-    return posterior.log_power() if task.output == "log" else posterior.power()
-
 
 def _of_each(powers, sets, task):
     """Return the target's estimates from a function of one set's positions and samples, (n,) each, to powers (K,)."""
@@ -186,3 +178,15 @@ def _of_each(powers, sets, task):
 def _target(powers, task):
     """Return powers as the task's target; a power of zero counts as the smallest normal number."""
     return np.log(np.maximum(powers, np.finfo(np.float64).tiny)) if task.output == "log" else powers
+
+
+def target_moments(posterior, task):
+    """Return the posterior's mean and variance of the target: of log p_k, or of p_k where ``output="power"``."""
+    return posterior.log_power() if task.output == "log" else posterior.power()
+
+
+# Those that need a Gaussian law, as functions of its posterior, which they share.
+GAUSSIAN = {
+    "optimum": lambda posterior, task: target_moments(posterior, task).mean,
+    "gaussian-process": lambda posterior, task: _target(posterior.power().mean, task),
+}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from fastperm.baselines import ESTIMATORS, target_moments
+from fastperm.baselines import ESTIMATORS, GAUSSIAN, target_moments
 from fastperm.checks import check_choice, check_integer
 from fastperm.optimum import spectrum_posterior
 from fastperm.sets import Sets
@@ -91,11 +91,14 @@ class Comparison(NamedTuple):
         How many sets an estimator takes in a second, on this machine and in batches.
     expected_error : ndarray of float64, shape (K,), or None
         Mean squared error that the optimum expects of itself, from the posterior alone; None without the optimum.
+    probabilities : ndarray of float64, shape (S, K), or None
+        Probability, under the posterior, of a power below the true one: uniform on [0, 1] where the posterior is right.
     """
 
     evaluations: dict[str, Evaluation]
     spectra_per_second: dict[str, float]
     expected_error: np.ndarray | None
+    probabilities: np.ndarray | None
 
 
 def compare(net, task, names, *, sets=1024, seed=0, progress=False):
@@ -103,8 +106,8 @@ def compare(net, task, names, *, sets=1024, seed=0, progress=False):
 
     Parameters
     ----------
-    net : DeepSet
-        A network with pooling.
+    net : DeepSet or None
+        A network with pooling; None leaves it out.
     task : PowerSpectrum
         Where the sets come from. It is what the other estimators assume, too.
     names : sequence of str
@@ -126,34 +129,49 @@ def compare(net, task, names, *, sets=1024, seed=0, progress=False):
     """
     for name in names:
         check_choice(name, "names", tuple(ESTIMATORS))
-    estimators = {"network": net, **{name: partial(ESTIMATORS[name], task=task) for name in names}}
-    if "optimum" in names:
-        estimators["optimum"] = lambda batch: target_moments(spectrum_posterior(batch, task), task)
-    found: dict[str, list] = {name: [] for name in estimators}
-    seconds = dict.fromkeys(estimators, 0.0)
+    found: dict[str, list] = {name: [] for name in (*(["network"] if net is not None else []), *names)}
+    seconds = dict.fromkeys(found, 0.0)
+    gaussian = [name for name in names if name in GAUSSIAN]
     truths: list[np.ndarray] = []
+    variances: list[np.ndarray] = []
+    probabilities: list[np.ndarray] = []
+
+    def timed(names, function, *arguments):
+        """Return what the function returns, and charge the time to these estimators."""
+        start = time.perf_counter()
+        result = function(*arguments)
+        for name in names:
+            seconds[name] += time.perf_counter() - start
+        return result
+
     with tqdm(total=sets * len(names), unit="estimate", disable=not progress, dynamic_ncols=True, leave=False) as bar:
         for batch, targets in fresh_sets(task, sets=sets, seed=seed):
+            if names and not truths:
+                for estimator in (net, *(partial(ESTIMATORS[name], task=task) for name in names)):
+                    if estimator is not None:
+                        estimator(batch[:1])  # compiles and imports, if it must
             truths.append(targets)
-            for name, estimator in estimators.items():
-                if names and len(truths) == 1:
-                    estimator(batch[:1])  # compiles and imports, if it must
-                step = len(batch) if name == "network" else _PART
-                for first in range(0, len(batch), step):
-                    part = batch[first : first + step]
-                    start = time.perf_counter()
-                    found[name].append(estimator(part))
-                    seconds[name] += time.perf_counter() - start
-                    bar.update(0 if name == "network" else len(part))
-    expected = None
-    if "optimum" in names:
-        found["optimum"], variances = map(list, zip(*found["optimum"], strict=True))
-        expected = np.concatenate(variances).mean(axis=0)
+            if net is not None:
+                found["network"].append(timed(["network"], net, batch))
+            for first in range(0, len(batch) if names else 0, _PART):
+                part = batch[first : first + _PART]
+                posterior = timed(gaussian, spectrum_posterior, part, task) if gaussian else None
+                for name in names:
+                    if name in GAUSSIAN:
+                        found[name].append(timed([name], GAUSSIAN[name], posterior, task))
+                    else:
+                        found[name].append(timed([name], ESTIMATORS[name], part, task))
+                    bar.update(len(part))
+                if posterior is not None and "optimum" in names:
+                    truth = targets[first : first + _PART]
+                    variances.append(target_moments(posterior, task).variance)
+                    probabilities.append(posterior.cdf(truth if task.output == "log" else np.log(truth)))
     truth = np.concatenate(truths)
     return Comparison(
         {name: Evaluation(truth, np.concatenate(parts).astype(np.float64)) for name, parts in found.items()},
         {name: len(truth) / seconds[name] for name in found},
-        expected,
+        np.concatenate(variances).mean(axis=0) if variances else None,
+        np.concatenate(probabilities) if probabilities else None,
     )
 
 

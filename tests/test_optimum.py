@@ -216,7 +216,7 @@ def test_enough_samples_of_a_function_without_noise_give_it_away():
 
 
 def test_coinciding_samples():
-    """Ten samples at two positions say what two say, to rounding errors over the noise that is assumed: 1e-16 / 1e-11."""
+    """Ten samples at two positions say what two say, to rounding errors over the assumed noise: 1e-16 / 1e-11."""
     x = np.repeat([0.3, 2.0], 5)
     y = np.repeat([0.7, -0.2], 5)
     task = PowerSpectrum(4, 4)
