@@ -20,10 +20,10 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import active_units
 import compare
 import costs
+import estimators
 import machine_rates
 import memory
 import memory_growth
-import optimum
 import plots
 import scaling
 import table
@@ -375,7 +375,7 @@ def test_from_measurement_to_tables_and_plots(tmp_path, monkeypatch):
     contenders = (OURS, BITWISE, "dense-network", PRODUCTS)
     networks = ["--networks", "3x1", "64x4", "--contenders", *contenders]
     monkeypatch.setattr(memory_growth, "NAMES", (OURS,))
-    programs = ((compare, *networks), (machine_rates,), (active_units,), (scaling,), (memory_growth,), (optimum,))
+    programs = ((compare, *networks), (machine_rates,), (active_units,), (scaling,), (memory_growth,), (estimators,))
     for program, *arguments in programs:
         run(program, "--quick", *arguments, "--out", folder / f"{program.__name__}.json")
     out = folder / "compare.json"

@@ -1,8 +1,8 @@
 """Errors of the optimum and of estimators that learn nothing, over the settings of docs/power-spectrum.md.
 
-    python bench/optimum.py                  # bench/results/optimum.json, some minutes
-    python bench/optimum.py --cases 3 4      # these only, by number; the others are kept as they are in the file
-    python bench/optimum.py --quick          # a trial, written nowhere
+    python bench/estimators.py                  # bench/results/optimum.json, some minutes
+    python bench/estimators.py --cases 3 4      # these only, by number; the others are kept as they are in the file
+    python bench/estimators.py --quick          # a trial, written nowhere
 
 Every case is written when it is done.
 """
