@@ -186,7 +186,7 @@ def by_bayes(x, y, task, noise):
 def test_posterior_against_the_textbook(k_max, k_fin, power_law):
     noise = 0.05
     task = PowerSpectrum(k_max, k_fin, (1, 40), noise=noise, power_law=power_law)
-    sets, _ = task.sample(12, 3)
+    sets, _ = task.sample(8, 3)
     posterior = spectrum_posterior(sets, task)
     for s, one in enumerate(sets):
         mean, covariance = by_bayes(*one.values.T, task, noise)
@@ -239,7 +239,7 @@ def test_coinciding_samples():
 )
 def test_the_error_is_the_expected_one_and_the_bounds_hold(arguments):
     task = PowerSpectrum(**arguments)
-    sets, truths = task.sample(1000, 6)
+    sets, truths = task.sample(500, 6)
     posterior = spectrum_posterior(sets, task)
     estimates, variances = posterior.log_power()
     excess = ((estimates - truths) ** 2 - variances).mean(axis=1)
