@@ -112,7 +112,11 @@ def lomb_scargle(sets, task):
     from scipy.signal import lombscargle
 
     frequencies = task.frequencies.astype(np.float64)
-    return _of_each(lambda x, y: 4 / len(x) * lombscargle(x, y, frequencies), sets, task)
+
+    def powers(x, y):
+        return 4 / len(x) * np.atleast_1d(lombscargle(x, y, frequencies))  # SciPy gives a scalar for one frequency
+
+    return _of_each(powers, sets, task)
 
 
 def periodogram(sets, task):

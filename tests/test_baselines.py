@@ -102,12 +102,13 @@ def test_none_is_better_than_the_optimum(output):
 
 
 @pytest.mark.parametrize("name", baselines.ESTIMATORS)
-def test_one_signature(name):
+@pytest.mark.parametrize(("band", "K"), [((2, 4), 3), ((3, 3), 1)])
+def test_one_signature(name, band, K):
     estimate = baselines.ESTIMATORS[name]
-    task = PowerSpectrum(5, (2, 4), (1, 9), dtype="float32")
+    task = PowerSpectrum(5, band, (1, 9), dtype="float32")
     sets, _ = task.sample(7, 4)
     found = estimate(sets, task)
-    assert (found.shape, found.dtype) == ((7, 3), np.float64)
+    assert (found.shape, found.dtype) == ((7, K), np.float64)
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(estimate([one.values for one in sets], task), found)
     silent = np.stack([np.arange(5.0), np.zeros(5)], axis=1)[None]
