@@ -134,7 +134,8 @@ class SpectrumPosterior(NamedTuple):
         Returns
         -------
         probabilities : ndarray of float64, shape (S, K)
-            To 1e-10 as long as one axis of C is not hundreds of times longer than the other.
+            To 1e-10 as long as one axis of C is at most some hundred times longer than the other. Beyond ten thousand
+            times errors up to 0.007 were seen: without noise that is so for an odd number of samples, 2 k_max - 1.
 
         Raises
         ------
