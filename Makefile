@@ -48,7 +48,7 @@ wheel-test: $(VENV)/.made-check
 rivals-test: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python -m pytest -m rivals
 
-# Nothing else should run meanwhile; it takes about a quarter of an hour.
+# Nothing else should run meanwhile; it takes about half an hour.
 bench: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python -m pytest bench/bench_train_step.py --benchmark-only --benchmark-json=bench/results/pytest_benchmark.json
 	$(BIN)/python bench/machine_rates.py
@@ -56,6 +56,7 @@ bench: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python bench/active_units.py
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/memory_growth.py
+	$(BIN)/python bench/estimators.py
 	$(BIN)/python bench/plots.py
 	$(BIN)/python bench/table.py
 
@@ -66,6 +67,7 @@ bench-trial: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python bench/active_units.py --quick --out $(TRIAL)/active_units.json
 	$(BIN)/python bench/scaling.py --quick --out $(TRIAL)/scaling.json
 	$(BIN)/python bench/memory_growth.py --quick --out $(TRIAL)/memory.json
+	$(BIN)/python bench/estimators.py --quick --out $(TRIAL)/optimum.json
 	$(BIN)/python bench/plots.py --results $(TRIAL) --figures $(TRIAL)
 	$(BIN)/python bench/table.py --results $(TRIAL) --show
 

@@ -175,6 +175,85 @@ def active_units(results):
     return f"{_table(header, rows)}\n\n{_closed(footnote, found)}"
 
 
+def optimum(results):
+    """Return the table of the optimum: error, expected error, calibration."""
+    found = results["optimum"]
+    rows = []
+    for case in _spectrum_cases(found):
+        best = case["estimators"]["optimum"]
+        expected = sum(case["expected_error"]) / len(case["expected_error"])
+        shares = (_percent_exactly(case["shares_below"][bound]) for bound in ("0.5", "0.9"))
+        errors = (_error(best["error"]), _error(best["standard_error"]), _error(expected))
+        rows.append([*_spectrum_setting(case), *errors, *shares])
+    header = (
+        *_SPECTRUM,
+        "mean squared error",
+        "std. error",
+        "expected",
+        "below the 50 % bound",
+        "below the 90 % bound",
+    )
+    return f"{_table(header, rows)}\n\n{_closed(_spectrum_footnote(found), found)}"
+
+
+def baselines(results):
+    """Return the errors of all estimators, and how many spectra they make in a second."""
+    found = results["optimum"]
+    cases = _spectrum_cases(found)
+    names = list(cases[0]["estimators"])
+    errors, speeds = (
+        [[*_spectrum_setting(case), *(write(case["estimators"][name]) for name in names)] for case in cases]
+        for write in (lambda one: _error(one["error"]), lambda one: f"{one['spectra_per_second']:,.0f}")
+    )
+    header = [*_SPECTRUM, *(name.replace("-", " ") for name in names)]
+    return (
+        f"Mean squared error of log p_k over the band:\n\n{_table(header, errors)}\n\n"
+        f"Spectra per second, one set after the other:\n\n{_table(header, speeds)}\n\n"
+        f"{_closed(f'{_spectrum_footnote(found)} {_versions(found)}', found)}"
+    )
+
+
+def assumed_k_max(results):
+    """Return what a wrong k_max costs."""
+    found = results["optimum"]
+    case = found["cases"][max(found["cases"], key=int)]
+    rows = [
+        [str(one["k_max"]), *(_error(one[name]) for name in ("error", "standard_error", "expected_error"))]
+        for one in case["assumed"]
+    ]
+    text = (
+        f"Functions of k_max = {case['k_max']}, {case['set_size']} samples without noise, k = 1 … {case['k_fin']}, "
+        f"{case['sets']:,} sets:"
+    )
+    header = ("assumed k_max", "mean squared error", "std. error", "expected under the assumption")
+    return f"{text}\n\n{_closed(_table(header, rows), found)}"
+
+
+_SPECTRUM = ("N", "k_max", "k", "noise")
+
+
+def _spectrum_cases(found):
+    return [case for _, case in sorted(found["cases"].items(), key=lambda item: int(item[0])) if "estimators" in case]
+
+
+def _spectrum_setting(case):
+    band = f"{case['frequencies'][0]} … {case['frequencies'][-1]}"
+    return [str(case["set_size"]), str(case["k_max"]), band, f"{case.get('noise', 0):g}"]
+
+
+def _spectrum_footnote(found):
+    return f"{found['method']['sets']:,} sets, the same functions for all; {_machine(found)}."
+
+
+def _error(value):
+    """Return an error with three digits, or only its size where it is a matter of rounding."""
+    return "< 1e-12" if value < 1e-12 else f"{value:.3g}"
+
+
+def _percent_exactly(share):
+    return f"{100 * share:.1f} %"
+
+
 def _beside_frameworks(found, task):
     columns = (OURS, *FRAMEWORKS, PRODUCTS)
     header = (NETWORK, *(CONTENDERS[name].label for name in columns), "fastest framework against ours", "rounds")
@@ -318,5 +397,8 @@ def _significant(value):
 
 BLOCKS = {
     block.__name__: block
-    for block in (train_step, networks, roofline, steps, predictions, bitwise, growth, memory, active_units)
+    for block in (
+        *(train_step, networks, roofline, steps, predictions, bitwise, growth, memory, active_units),
+        *(optimum, baselines, assumed_k_max),
+    )
 }

@@ -27,6 +27,14 @@ STYLES = {
     "jax-jit": {"color": "C2", "marker": "^"},
     PRODUCTS: {"color": "0.35", "marker": "x", "linestyle": "--"},
 }
+ESTIMATOR_STYLES = {
+    "optimum": {"color": "black", "marker": "o", "linewidth": 2.2, "zorder": 3},
+    "gaussian-process": {"color": "C0", "marker": "s"},
+    "least-squares": {"color": "C2", "marker": "^"},
+    "lomb-scargle": {"color": "C9", "marker": "D"},
+    "periodogram": {"color": "C4", "marker": "x"},
+    "prior-mean": {"color": "0.35", "linestyle": "--"},
+}
 TITLES = {costs.STEP: "training step", costs.PREDICT: "prediction"}
 
 
@@ -112,6 +120,26 @@ def memory(found):
     return figure
 
 
+def optimum(found):
+    """Return the error of the optimum and of estimators that learn nothing at each frequency, where it is not zero."""
+    cases = [case for case in found["optimum"]["cases"].values() if case["k_max"] > case["set_size"]]
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
+    for panel, case in zip(axes, cases, strict=True):
+        for name, one in case["estimators"].items():
+            label = name.replace("-", " ")
+            panel.plot(case["frequencies"], one["by_frequency"], label=label, **ESTIMATOR_STYLES[name])
+        panel.set(xscale="log", yscale="log", xlabel="frequency k", ylabel="mean squared error of log $p_k$")
+        panel.set_title(f"$k_{{max}}$ = {case['k_max']}, {case['set_size']} samples, {case['sets']} sets")
+        ticks = [k for k in (1, 2, 4, 8, 16) if k <= case["frequencies"][-1]]
+        panel.set_xticks(ticks, map(str, ticks))
+        panel.minorticks_off()
+        panel.label_outer()
+        _grid(panel)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
 def _name(case):
     return f"{case['width']}{TIMES}{case['depth']}"
 
@@ -130,7 +158,7 @@ def main():
     options = parser.parse_args()
     found = results.read(options.results)
     options.figures.mkdir(parents=True, exist_ok=True)
-    for draw in (networks, growth, memory):
+    for draw in (networks, growth, memory, optimum):
         path = options.figures / f"{draw.__name__}.png"
         drawn = BytesIO()
         draw(found).savefig(drawn, dpi=DPI)

@@ -1,4 +1,4 @@
-"""Write the results of the benchmarks into the README and docs/performance.md, between their markers.
+"""Write the results of the benchmarks into the README and the documents of docs/, between their markers.
 
     python bench/table.py
     python bench/table.py --results FOLDER --show  # print all blocks, write nothing
@@ -15,7 +15,7 @@ import results
 from blocks import BLOCKS
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "power-spectrum.md")
 BEGIN, END = "<!-- bench:", "<!-- /bench -->"
 BLOCK = re.compile(rf"^({BEGIN}(\w+) -->\n).*?^({END})$", re.DOTALL | re.MULTILINE)
 

@@ -11,9 +11,11 @@ _HOMES = {
     "DeepSet": "network",
     "PowerSpectrum": "power_spectrum",
     "Sets": "sets",
+    "SpectrumPosterior": "optimum",
     "get_num_threads": "threads",
     "load": "checkpoints",
     "set_num_threads": "threads",
+    "spectrum_posterior": "optimum",
     "train": "training",
     "train_step": "training",
 }
@@ -23,10 +25,12 @@ __all__ = [
     "DeepSet",
     "PowerSpectrum",
     "Sets",
+    "SpectrumPosterior",
     "__version__",
     "get_num_threads",
     "load",
     "set_num_threads",
+    "spectrum_posterior",
     "train",
     "train_step",
 ]
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from fastperm.adam import Adam
     from fastperm.checkpoints import load
     from fastperm.network import DeepSet
+    from fastperm.optimum import SpectrumPosterior, spectrum_posterior
     from fastperm.power_spectrum import PowerSpectrum
     from fastperm.sets import Sets
     from fastperm.threads import get_num_threads, set_num_threads

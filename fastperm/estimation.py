@@ -1,10 +1,15 @@
 """What a trained network is asked for: the spectrum of some samples, and how far off it is on fresh ones."""
 
+import time
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from fastperm.checks import check_integer
+from fastperm.baselines import ESTIMATORS, GAUSSIAN, target_moments
+from fastperm.checks import check_choice, check_integer
+from fastperm.optimum import spectrum_posterior
 from fastperm.sets import Sets
 
 # Training draws from the streams 0 and 1 of its seed: test sets are fresh even under the same seed.
@@ -12,6 +17,9 @@ _TEST = 2
 
 # Elements that go through the network at once.
 _ELEMENTS = 1 << 17
+
+# Sets between two steps of the progress bar, for estimators that take them one by one anyway.
+_PART = 16
 
 
 class Evaluation(NamedTuple):
@@ -69,20 +77,125 @@ def evaluate(net, task, *, sets=1024, seed=0):
     ValueError
         If an argument is out of range, or the task and the network do not fit.
     """
+    return compare(net, task, (), sets=sets, seed=seed).evaluations["network"]
+
+
+class Comparison(NamedTuple):
+    """Evaluations of several estimators on the same fresh sets.
+
+    Attributes
+    ----------
+    evaluations : dict of str to Evaluation
+        By the name of the estimator; the network's is "network".
+    spectra_per_second : dict of str to float
+        How many sets an estimator takes in a second, on this machine and in batches.
+    expected_error : ndarray of float64, shape (K,), or None
+        Mean squared error that the optimum expects of itself, from the posterior alone; None without the optimum.
+    probabilities : ndarray of float64, shape (S, K), or None
+        Probability, under the posterior, of a power below the true one: uniform on [0, 1] where the posterior is right.
+    """
+
+    evaluations: dict[str, Evaluation]
+    spectra_per_second: dict[str, float]
+    expected_error: np.ndarray | None
+    probabilities: np.ndarray | None
+
+
+def compare(net, task, names, *, sets=1024, seed=0, progress=False):
+    """Compare a network, and estimators that learn nothing, with the truth on the same fresh sets of a task.
+
+    Parameters
+    ----------
+    net : DeepSet or None
+        A network with pooling; None leaves it out.
+    task : PowerSpectrum
+        Where the sets come from. It is what the other estimators assume, too.
+    names : sequence of str
+        Keys of `fastperm.baselines.ESTIMATORS`.
+    sets, seed
+        As in `evaluate`, which gives the network the same sets.
+    progress : bool, default False
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range or a name unknown, an estimator does not know the law of the task, or the task
+        and the network do not fit.
+    """
+    for name in names:
+        check_choice(name, "names", tuple(ESTIMATORS))
+    found: dict[str, list] = {name: [] for name in (*(["network"] if net is not None else []), *names)}
+    seconds = dict.fromkeys(found, 0.0)
+    gaussian = [name for name in names if name in GAUSSIAN]
+    truths: list[np.ndarray] = []
+    variances: list[np.ndarray] = []
+    probabilities: list[np.ndarray] = []
+
+    def timed(names, function, *arguments):
+        """Return what the function returns, and charge the time to these estimators."""
+        start = time.perf_counter()
+        result = function(*arguments)
+        for name in names:
+            seconds[name] += time.perf_counter() - start
+        return result
+
+    with tqdm(total=sets * len(names), unit="estimate", disable=not progress, dynamic_ncols=True, leave=False) as bar:
+        for batch, targets in fresh_sets(task, sets=sets, seed=seed):
+            if names and not truths:
+                for estimator in (net, *(partial(ESTIMATORS[name], task=task) for name in names)):
+                    if estimator is not None:
+                        estimator(batch[:1])  # compiles and imports, if it must
+            truths.append(targets)
+            if net is not None:
+                found["network"].append(timed(["network"], net, batch))
+            for first in range(0, len(batch) if names else 0, _PART):
+                part = batch[first : first + _PART]
+                posterior = timed(gaussian, spectrum_posterior, part, task) if gaussian else None
+                for name in names:
+                    if name in GAUSSIAN:
+                        found[name].append(timed([name], GAUSSIAN[name], posterior, task))
+                    else:
+                        found[name].append(timed([name], ESTIMATORS[name], part, task))
+                    bar.update(len(part))
+                if posterior is not None and "optimum" in names:
+                    truth = targets[first : first + _PART]
+                    variances.append(target_moments(posterior, task).variance)
+                    probabilities.append(posterior.cdf(truth if task.output == "log" else np.log(truth)))
+    truth = np.concatenate(truths)
+    return Comparison(
+        {name: Evaluation(truth, np.concatenate(parts).astype(np.float64)) for name, parts in found.items()},
+        {name: len(truth) / seconds[name] for name in found},
+        np.concatenate(variances).mean(axis=0) if variances else None,
+        np.concatenate(probabilities) if probabilities else None,
+    )
+
+
+def fresh_sets(task, *, sets, seed):
+    """Give fresh sets of a task and their targets, in batches of about `_ELEMENTS` elements.
+
+    Set s is drawn from a generator that depends on ``seed`` and s only, see `evaluate`.
+
+    Yields
+    ------
+    (Sets, ndarray of float64, shape (S, K))
+    """
     sets = check_integer(sets, "sets", minimum=1)
     seed = check_integer(seed, "seed", minimum=0)
-    truths = np.empty((sets, task.out_features))
-    estimates = np.empty_like(truths)
     waiting: list[Sets] = []
+    targets: list[np.ndarray] = []
     for s in range(sets):
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_TEST, s)))
         drawn, target = task.sample(1, generator)
-        truths[s] = target[0]
         waiting.append(drawn)
+        targets.append(target)
         if sum(batch.n_elements for batch in waiting) >= _ELEMENTS or s == sets - 1:
-            estimates[s + 1 - len(waiting) : s + 1] = net(Sets.concatenate(waiting))
-            waiting = []
-    return Evaluation(truths, estimates)
+            yield Sets.concatenate(waiting), np.concatenate(targets)
+            waiting, targets = [], []
 
 
 def estimate_log_powers(net, task, x, y):

@@ -11,6 +11,7 @@ from fastperm.files import replacing
 
 # Okabe & Ito: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_OTHERS = (BLUE, GREEN, "#56B4E9", "#CC79A7", GREY)
 
 _STYLE = {
     "axes.spines.top": False,
@@ -75,6 +76,42 @@ def learning_curve(path, history, *, prior_error=None, target="log $p_k$"):
         axes.set(xlabel="training step", ylabel=f"mean squared error of {target}")
         axes.grid(axis="y", which="both", color="0.92")
         figure.legend(loc="outside upper center", ncols=2)
+
+
+def errors(path, frequencies, errors, *, target="log $p_k$"):
+    """Draw the mean squared error of several estimators at each frequency.
+
+    Parameters
+    ----------
+    path : str or path-like
+        PNG file to write.
+    frequencies : array_like of int, shape (K,)
+        The k that are estimated.
+    errors : dict of str to array_like, shape (K,)
+        Errors by the name of the estimator. The "network" and the "optimum", a floor, stand out; the "prior-mean" is a
+        dashed line.
+    target : str, default "log $p_k$"
+        What is estimated, for the axis.
+    """
+    looks = {
+        "network": {"color": ORANGE, "marker": "o", "linewidth": 1.6, "zorder": 3},
+        "optimum": {"color": "black", "marker": "o", "linewidth": 1.6, "zorder": 2},
+        "prior-mean": {"color": "black", "linestyle": "--", "linewidth": 1.2},
+    }
+    others = [{"color": color, "marker": marker} for color, marker in zip(_OTHERS, "svD^x", strict=True)]
+    unnamed = [name for name in errors if name not in looks]
+    looks |= {name: {"linewidth": 1, **others[i % len(others)]} for i, name in enumerate(unnamed)}
+    with _picture(path, (7.2, 4.4)) as figure:
+        axes = figure.subplots()
+        for name, values in errors.items():
+            size = {"markersize": 5 if len(frequencies) <= 16 else 2.5} if "marker" in looks[name] else {}
+            axes.plot(frequencies, values, label=name.replace("-", " "), **size, **looks[name])
+        axes.set(xscale="log", yscale="log")
+        _label_plainly(axes.xaxis)
+        _label_plainly(axes.yaxis)
+        axes.set(xlabel="frequency $k$ in cycles per 2π", ylabel=f"mean squared error of {target}")
+        axes.grid(axis="y", color="0.92")
+        figure.legend(loc="outside upper center", ncols=4)
 
 
 def spectra(path, frequencies, truths, estimates, errors, prior_errors, *, target="log $p_k$"):

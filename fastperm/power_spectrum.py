@@ -17,6 +17,8 @@ _AMPLITUDES = {
     "fixed": lambda generator, mean: mean.copy(),
     "lognormal": lambda generator, mean: mean * np.exp(generator.standard_normal(mean.shape) - 0.5),
 }
+# Of log p_k less that of log E p_k.
+_MEAN_OF_LOG = {"exponential": -np.euler_gamma, "fixed": 0.0, "lognormal": -0.5}
 _VARIANCE_OF_LOG = {"exponential": math.pi**2 / 6, "fixed": 0.0, "lognormal": 1.0}
 _VARIANCE_OVER_MEAN_SQUARED = {"exponential": 1.0, "fixed": 0.0, "lognormal": math.e - 1}
 
@@ -208,6 +210,20 @@ class PowerSpectrum:
             As in `sample`.
         """
         return self._draw(check_integer(batch, "batch", minimum=1), _generator(seed))[1]
+
+    def prior_mean(self):
+        """Return the mean of the target: the best answer without looking at the samples.
+
+        Returns
+        -------
+        means : ndarray of float64, shape (out_features,), or None
+            The mean of log p_k, or of p_k where ``output="power"``; None where ``amplitudes`` is a callable, whose
+            law is unknown.
+        """
+        if callable(self.amplitudes):
+            return None
+        mean = self.mean_power[self.frequencies - 1]
+        return np.log(mean) + _MEAN_OF_LOG[self.amplitudes] if self.output == "log" else mean
 
     def prior_mean_error(self):
         """Return the error of ignoring the data: the mean squared error of always predicting the target's mean.

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import fastperm
 from fastperm import backend, estimation
+from fastperm.baselines import ESTIMATORS
 from fastperm.cli import main, options
 from fastperm.cli.tables import column, table
 from fastperm.network import AGGREGATES, INVARIANCES
@@ -86,6 +87,7 @@ def test_the_options_list_what_the_library_knows():
     assert options.AGGREGATES == AGGREGATES
     assert options.INVARIANCES == INVARIANCES
     assert tuple(_AMPLITUDES) == options.AMPLITUDES
+    assert tuple(ESTIMATORS) == options.BASELINES
 
 
 def test_help_and_version_start_fast():
@@ -175,14 +177,16 @@ def test_the_cpu_backend_end_to_end(tmp_path, samples):
 
 def test_evaluate_prints_what_train_printed(trained):
     folder, output = trained
-    assert run("evaluate", folder).stdout.strip() in output
-    assert run("evaluate", folder, "--seed", 1).stdout.strip() not in output
-    assert run("evaluate", folder / "model.safetensors").stdout.strip() in output
+    alone = ("--baselines", "none")
+    assert run("evaluate", folder, *alone).stdout.strip() in output
+    assert run("evaluate", folder, *alone, "--seed", 1).stdout.strip() not in output
+    assert run("evaluate", folder / "model.safetensors", *alone).stdout.strip() in output
+    assert run("evaluate", folder).stdout.startswith(run("evaluate", folder, *alone).stdout)
 
 
 def test_evaluate_over_set_sizes_and_frequencies(trained, tmp_path):
     path = tmp_path / "new folder" / "errors.csv"
-    arguments = ("--sets", 50, "--set-size", "8,20,5:40", "--k-max", "4,9", "--csv", path)
+    arguments = (*("--sets", 50, "--set-size", "8,20,5:40", "--k-max", "4,9"), "--csv", path, "--baselines", "none")
     output = run("evaluate", trained[0], *arguments).stdout
     rows = rows_of(output)
     assert [row[:2] for row in rows] == [[k, n] for k in "49" for n in ("8", "20", "5:40")]
@@ -201,11 +205,76 @@ def test_evaluate_over_set_sizes_and_frequencies(trained, tmp_path):
     np.testing.assert_allclose(deviations[-1], squared.mean(axis=1).std(ddof=1) / np.sqrt(50))
 
 
+def test_evaluate_shows_the_network_beside_estimators_that_learn_nothing(trained, tmp_path):
+    path = tmp_path / "errors.csv"
+    output = run("evaluate", trained[0], "--sets", 60, "--csv", path, "--picture", tmp_path / "errors.png").stdout
+    names = ["network", *ESTIMATORS]
+    rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if len(line.split()) > 5}
+    assert [name for name in rows if name in names] == names
+    written = {(row["estimator"], row["k"]): row for row in read_csv(path)}
+    task, net = load(trained[0])
+    comparison = estimation.compare(net, task, tuple(ESTIMATORS), sets=60)
+    truths = comparison.evaluations["network"].truths
+    np.testing.assert_array_equal(truths, estimation.evaluate(net, task, sets=60).truths)
+    for name in names:
+        evaluation = comparison.evaluations[name]
+        assert evaluation.estimates.shape == truths.shape
+        for k, error in zip(["1", "2", "3", "4", "all"], [*evaluation.mean, evaluation.overall[0]], strict=True):
+            assert float(written[name, k]["mean_squared_error"]) == pytest.approx(error, rel=1e-5, abs=1e-20)
+            assert float(written[name, k]["spectra_per_second"]) > 0
+        assert rows[name][4] == f"{evaluation.overall[0]:.3g}" or name == "network"
+    for k, error in enumerate(comparison.expected_error, start=1):
+        assert float(written["optimum", str(k)]["expected_error"]) == pytest.approx(error)
+        assert written["network", str(k)]["expected_error"] == ""
+    assert comparison.evaluations["optimum"].overall[0] < 1e-6
+    assert comparison.spectra_per_second.keys() == set(names)
+    assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_evaluate_shows_estimators_over_set_sizes(trained, tmp_path):
+    path = tmp_path / "errors.csv"
+    arguments = ("--sets", 20, "--set-size", "8,20", "--baselines", "periodogram,optimum", "--csv", path, "--progress")
+    result = run("evaluate", trained[0], *arguments)
+    assert "estimate" in result.stderr
+    assert re.search(r"set size +network +periodogram +optimum +\(expected\)\n", result.stdout)
+    assert re.search(r"set size +network +periodogram +optimum\n", result.stdout)
+    written = [row for row in read_csv(path) if row["k"] == "all"]
+    assert [(row["set_size"], row["estimator"]) for row in written] == [
+        (size, name) for size in ("8", "20") for name in ("network", "periodogram", "optimum")
+    ]
+    rows = [row for row in rows_of(result.stdout) if row[1] == "8"]
+    assert len(rows) == 3
+    assert rows[1][3] == f"{float(written[1]['mean_squared_error']):.3g}"
+
+
+def test_evaluate_refuses_baselines_that_do_not_fit(trained, tmp_path):
+    wrong = run("evaluate", trained[0], "--baselines", "optimum,guess", code=2)
+    assert "expected all, none, or some of optimum, gaussian-process" in wrong.stderr
+    several = ("--set-size", "8,20", "--picture", tmp_path / "errors.png")
+    assert "--picture draws one setting, got 2" in errors_of(run("evaluate", trained[0], *several, code=2))
+    run("train", "--out", tmp_path / "fixed", *SMALL, "--steps", 1, "--amplitudes", "lognormal")
+    output = run("evaluate", tmp_path / "fixed", "--sets", 5).stdout
+    assert output.endswith("\nLeft out: optimum, gaussian-process, for amplitudes that are not exponential.\n")
+    assert "least-squares" in output
+    asked = run("evaluate", tmp_path / "fixed", "--sets", 5, "--baselines", "optimum", code=2)
+    assert "--baselines optimum: only for exponential amplitudes, not lognormal" in errors_of(asked)
+
+
+def test_compare_refuses_unknown_names(trained):
+    task, net = load(trained[0])
+    with pytest.raises(ValueError, match=r"names must be one of 'optimum'.*got 'best'"):
+        estimation.compare(net, task, ("best",), sets=2)
+
+
 def test_evaluate_writes_csv_to_standard_output(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ("evaluate", trained[0], "--sets", 5, "--csv")
+    arguments = ("evaluate", trained[0], "--sets", 5, "--baselines", "none", "--csv")
     run(*arguments, "errors.csv")
-    assert run(*arguments, "-").stdout.splitlines() == (tmp_path / "errors.csv").read_text().splitlines()
+    printed, written = (
+        [line.rpartition(",")[0] for line in text.splitlines()]  # all but spectra per second
+        for text in (run(*arguments, "-").stdout, (tmp_path / "errors.csv").read_text())
+    )
+    assert printed == written
     assert [path.name for path in tmp_path.iterdir()] == ["errors.csv"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("adam", "network", "power_spectrum", "sets", "threads")
+MODULES = ("adam", "baselines", "network", "optimum", "power_spectrum", "sets", "threads")
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -27,6 +27,20 @@ def test_python_in_the_readme(tmp_path, monkeypatch):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         exec(compile("\n".join(blocks), "README.md", "exec"), {})
     assert (tmp_path / "spectrum.safetensors").exists()
+
+
+def test_python_in_the_documents():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "power-spectrum.md").read_text(), re.DOTALL)
+    assert blocks
+    names: dict = {}
+    exec(compile("\n".join(blocks), "power-spectrum.md", "exec"), names)
+    assert names["estimates"].shape == names["expected_errors"].shape == names["below"].shape == (10, 4)
+
+
+def test_examples_are_short_and_compile():
+    for path in (ROOT / "examples").glob("*.py"):
+        compile(path.read_text(), path, "exec")
+    assert len((ROOT / "examples" / "tutorial.py").read_text().splitlines()) < 60
 
 
 def test_links_in_the_documentation_lead_somewhere():

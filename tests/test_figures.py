@@ -39,6 +39,16 @@ def test_learning_curve(tmp_path, steps, every, prior_error):
         check_picture(path)
 
 
+@pytest.mark.parametrize("K", [1, 4, 40])
+def test_errors(tmp_path, K):
+    k = np.arange(K) + 1
+    names = ("network", "optimum", "gaussian-process", "least-squares", "lomb-scargle", "periodogram", "prior-mean")
+    errors = {name: 0.01 * (i + 1) * k for i, name in enumerate(names)}
+    path = tmp_path / "errors.png"
+    figures.errors(path, k, errors)
+    check_picture(path)
+
+
 @pytest.mark.parametrize(("K", "S"), [(1, 30), (2, 30), (3, 1), (4, 300), (5, 2), (40, 30)])
 def test_spectra(tmp_path, generator, K, S):
     truths = np.log(generator.standard_exponential((S, K)))

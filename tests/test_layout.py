@@ -22,7 +22,7 @@ FLOORS = (
     ("backend", "checks", "files", "parameters", "sets", "streams", "threads"),
     ("layers", "losses", "adam"),
     ("network", "training", "checkpoints"),
-    ("power_spectrum", "estimation", "figures"),
+    ("power_spectrum", "optimum", "baselines", "estimation", "figures"),
     ("cli", "__main__"),
 )
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import active_units
 import compare
 import costs
+import estimators
 import machine_rates
 import memory
 import memory_growth
@@ -374,7 +375,8 @@ def test_from_measurement_to_tables_and_plots(tmp_path, monkeypatch):
     contenders = (OURS, BITWISE, "dense-network", PRODUCTS)
     networks = ["--networks", "3x1", "64x4", "--contenders", *contenders]
     monkeypatch.setattr(memory_growth, "NAMES", (OURS,))
-    for program, *arguments in ((compare, *networks), (machine_rates,), (active_units,), (scaling,), (memory_growth,)):
+    programs = ((compare, *networks), (machine_rates,), (active_units,), (scaling,), (memory_growth,), (estimators,))
+    for program, *arguments in programs:
         run(program, "--quick", *arguments, "--out", folder / f"{program.__name__}.json")
     out = folder / "compare.json"
     results = json.loads(out.read_text())
@@ -385,7 +387,7 @@ def test_from_measurement_to_tables_and_plots(tmp_path, monkeypatch):
 
     run(plots, "--results", folder, "--figures", tmp_path / "figures")
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "figures").iterdir()}
-    assert sizes.keys() == {"networks.png", "growth.png", "memory.png"}
+    assert sizes.keys() == {"networks.png", "growth.png", "memory.png", "optimum.png"}
     assert max(sizes.values()) < 100_000
 
     blocks = "".join(f"<!-- bench:{name} -->\nearlier\n<!-- /bench -->\n\n" for name in table.BLOCKS)

@@ -11,6 +11,7 @@ AGGREGATES = ("mean", "sum", "max")
 INVARIANCES = ("rounding", "bitwise")
 AMPLITUDES = ("exponential", "fixed", "lognormal")
 DTYPES = ("float32", "float64")
+BASELINES = ("optimum", "gaussian-process", "least-squares", "lomb-scargle", "periodogram", "prior-mean")
 
 NO_PICTURE = 'No picture: matplotlib is not installed; pip install "fastperm[plot]"'
 
@@ -57,6 +58,31 @@ class Several(click.ParamType):
         if not isinstance(value, str):
             return value
         return [self.kind.convert(part.strip(), param, ctx) for part in value.split(",")]
+
+
+class Names(click.ParamType):
+    """Some of a list of names with commas between, or ``all``, or ``none``: a list."""
+
+    name = "names"
+
+    def __init__(self, known):
+        self.known = known
+
+    def get_metavar(self, param, ctx=None):
+        """Return what the help shows for the value."""
+        return "all|none|NAME[,...]"
+
+    def convert(self, value, param, ctx):
+        """Return a list of names, each once, or fail with a message."""
+        if not isinstance(value, str):
+            return value
+        if value in ("all", "none"):
+            return list(self.known) if value == "all" else []
+        names = list(dict.fromkeys(name.strip() for name in value.split(",")))
+        for name in names:
+            if name not in self.known:
+                self.fail(f"expected all, none, or some of {', '.join(self.known)}; got {name!r}", param, ctx)
+        return names
 
 
 def backend_option(function):
