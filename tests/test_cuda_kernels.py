@@ -1,0 +1,269 @@
+"""The cuda kernels in Numba's simulator, against the reference in float64: `make test` runs them in a process of their own.
+
+Tiles and blocks are small in the simulator, so that small cases have edges everywhere.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from cases import Case, as_dtype, error, poisoned
+
+from fastperm.kernels import reference
+
+pytestmark = pytest.mark.simulator
+
+HOW = ("mean", "sum", "max")
+WEIGHTED = pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+# Sums of at most some hundred terms in float32, at 6e-8 each.
+TOLERANCE = 5e-6
+
+# (elements per set, K_in, K_out): one element, one set, many small sets in a tile, widths of every tile and alignment.
+SHAPES = (
+    ((1,), 1, 1),
+    ((7,), 3, 17),
+    ((1, 5, 2, 9), 17, 3),
+    ((3,) * 7, 4, 8),
+    ((13, 1, 8), 33, 12),
+    ((21,), 8, 33),
+)
+ALL_SHAPES = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{len(s[0])}sets-{s[1]}to{s[2]}")
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    from fastperm.kernels import cuda
+    from fastperm.kernels.cuda import compiling
+
+    assert compiling.SIMULATED, "set NUMBA_ENABLE_CUDASIM=1 before Python starts"
+    return cuda
+
+
+def float32(*arrays):
+    return as_dtype("float32", *arrays)
+
+
+def layer(kernels, case, dtype, aggregate, activation, start=0.0, inputs=True):
+    """Return y, m, dx, dW_self, dW_pool, db; results were NaN before, and the gradients of parameters ``start``."""
+    x, weights, W_self, W_pool, b, dy = as_dtype(
+        dtype, case.x, case.weights, case.W_self, case.W_pool, case.b, case.dy
+    )
+    y, m = poisoned((case.T, b.size), dtype), poisoned((case.S, x.shape[1]), dtype)
+    kernels.equivariant_forward(x, case.offsets, weights, W_self, W_pool, b, aggregate, activation, y=y, m=m)
+    dx = poisoned(x.shape, dtype) if inputs else None
+    gradients = {name: np.full(array.shape, start, dtype) for name, array in
+                 (("dW_self", W_self), ("dW_pool", W_pool), ("db", b))}  # fmt: skip
+    kernels.equivariant_backward(
+        dy, x, y, m, case.offsets, weights, W_self, W_pool, aggregate, activation, dx=dx, **gradients
+    )
+    return [y, m, dx, *gradients.values()]
+
+
+@WEIGHTED
+@pytest.mark.parametrize("aggregate", HOW)
+@ALL_SHAPES
+def test_equivariant(cuda, shape, aggregate, weighted):
+    case = Case(*shape, weighted)
+    for found, wanted in zip(
+        layer(cuda, case, "float32", aggregate, "relu", 0.5),
+        layer(reference, case, "float64", aggregate, "relu", 0.5),
+        strict=True,
+    ):
+        assert found.dtype == "float32"
+        assert error(found, wanted) <= TOLERANCE
+
+
+def test_equivariant_without_relu_and_without_gradient_of_the_input(cuda):
+    case = Case((5, 3), 3, 17, weighted=True)
+    found = layer(cuda, case, "float32", "mean", "identity", inputs=False)
+    wanted = layer(reference, case, "float64", "mean", "identity", inputs=False)
+    assert found.pop(2) is wanted.pop(2) is None
+    for array, other in zip(found, wanted, strict=True):
+        assert error(array, other) <= TOLERANCE
+
+
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+def test_nan_passes_through(cuda, activation):
+    case = Case((5, 4), 3, 5, weighted=False)
+    case.x[1, 2] = np.nan
+    y, m = poisoned((9, 5), "float32"), poisoned((2, 3), "float32")
+    arrays = float32(case.W_self, case.W_pool, case.b)
+    cuda.equivariant_forward(*float32(case.x), case.offsets, None, *arrays, "max", activation, y=y, m=m)
+    assert np.isnan(y[:5]).all()
+    assert np.isfinite(y[5:]).all()
+
+
+def test_two_runs_have_the_same_bits(cuda):
+    case = Case((13, 1, 8), 33, 12, weighted=True)
+    for once, again in zip(*(layer(cuda, case, "float32", "mean", "relu") for _ in range(2)), strict=True):
+        np.testing.assert_array_equal(once, again)
+
+
+@WEIGHTED
+@pytest.mark.parametrize("pool", HOW)
+@pytest.mark.parametrize("counts", [(1,), (9,), (1, 5, 2, 17)], ids=str)
+def test_pooling(cuda, counts, pool, weighted):
+    case = Case(counts, 5, 1, weighted)
+    case.x = case.x.round()  # ties for the maximum
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        x, weights, dp = as_dtype(dtype, case.x, case.weights, case.dp)
+        p, dx = poisoned((case.S, 5), dtype), poisoned(x.shape, dtype)
+        kernels.pooling_forward(x, case.offsets, weights, pool, p=p)
+        kernels.pooling_backward(dp, x, p, case.offsets, weights, pool, dx=dx)
+        results.append((p, dx))
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 4), (30, 5, 33), (70, 8, 4)], ids=str)
+def test_dense(cuda, shape):
+    R, K_in, K_out = shape
+    generator = np.random.default_rng(0)
+    arrays = [generator.standard_normal(s) for s in ((R, K_in), (K_in, K_out), (K_out,), (R, K_out))]
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        x, W, b, dy = as_dtype(dtype, *arrays)
+        y, dx = poisoned((R, K_out), dtype), poisoned((R, K_in), dtype)
+        dW, db = np.full((K_in, K_out), 0.5, dtype), np.full(K_out, 0.5, dtype)
+        kernels.dense_forward(x, W, b, y=y)
+        kernels.dense_backward(dy, x, W, dx=dx, dW=dW, db=db)
+        results.append((y, dx, dW, db))
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= TOLERANCE
+
+
+def test_rows_that_are_not_aligned(cuda):
+    # A matrix of the flat parameters may begin anywhere: then no access of 128 bits will do.
+    generator = np.random.default_rng(0)
+    flat = generator.standard_normal(1 + 8 * 8).astype(np.float32)
+    x, W, b = generator.standard_normal((9, 8)).astype(np.float32), flat[1:].reshape(8, 8), flat[:8]
+    y, dx = poisoned((9, 8), "float32"), poisoned((9, 8), "float32")
+    cuda.dense_forward(x, W, b, y=y)
+    cuda.dense_backward(x, x, W, dx=dx, dW=np.zeros_like(W), db=np.zeros_like(b))
+    assert error(y, x.astype(float) @ W + b) <= TOLERANCE
+    assert error(dx, x.astype(float) @ W.T) <= TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (9, 2)], ids=str)
+def test_mean_squared_error(cuda, shape):
+    y, targets = np.random.default_rng(0).standard_normal((2, *shape))
+    found, wanted = poisoned(shape, "float32"), poisoned(shape, "float64")
+    loss = cuda.mean_squared_error(*float32(y, targets), dy=found)
+    assert isinstance(loss, float)
+    assert loss == pytest.approx(reference.mean_squared_error(y, targets, dy=wanted), rel=TOLERANCE)
+    assert error(found, wanted) <= TOLERANCE
+
+
+def test_adam(cuda):
+    g, p, m = np.random.default_rng(0).standard_normal((3, 11))
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        arrays = as_dtype(dtype, p.copy(), m.copy(), m**2)
+        for t in (1, 2):
+            kernels.adam_step(
+                *as_dtype(dtype, g), 1e-2, 0.9, 0.999, 1e-7, t, **dict(zip("pmv", arrays, strict=True))
+            )
+        results.append(arrays)
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= TOLERANCE
+
+
+def test_fourier_series(cuda):
+    generator = np.random.default_rng(0)
+    offsets = np.array([0, 3, 4, 9])
+    x = generator.uniform(0, 2 * np.pi, 9)
+    coefficients = generator.standard_normal((3, 10)).view(np.complex128)
+    found, wanted = poisoned(9, "float64"), poisoned(9, "float64")
+    cuda.fourier_series(x, offsets, coefficients, y=found)
+    reference.fourier_series(x, offsets, coefficients, y=wanted)
+    assert error(found, wanted) <= 1e-13
+
+
+@WEIGHTED
+def test_canonical_order(cuda, weighted):
+    case = Case((1, 6, 9), 3, 1, weighted)
+    x, weights = float32(case.x.round(), case.weights)
+    orders = np.full((2, case.T), -1, np.int64)
+    for kernels, order in zip((cuda, reference), orders, strict=True):
+        kernels.canonical_order(x, case.offsets, weights, order=order)
+    keys = np.column_stack([x, np.ones(case.T) if weights is None else weights])
+    np.testing.assert_array_equal(*(keys[order] for order in orders))
+
+
+def network(widths, seed=3):
+    """Return flat parameters; no bias is zero, so that no unit sits on the kink of its ReLU."""
+    generator = np.random.default_rng(seed)
+    parts = []
+    for K_in, K_out in pairwise(widths[:-1]):
+        parts += [generator.standard_normal((2, K_in, K_out)) / np.sqrt(K_in), generator.standard_normal(K_out)]
+    parts += [generator.standard_normal(widths[-2:]) / np.sqrt(widths[-2]), generator.standard_normal(widths[-1])]
+    return np.concatenate([part.ravel() for part in parts])
+
+
+@WEIGHTED
+@pytest.mark.parametrize(
+    ("aggregate", "pool"),
+    [("mean", "mean"), ("sum", "max"), ("max", "sum"), ("mean", None), ("max", "max")],
+    ids=lambda how: str(how),
+)
+@pytest.mark.parametrize(
+    ("widths", "counts"), [((3, 8, 12, 4), (7, 1, 10)), ((1, 5, 17, 1), (6,))], ids=["8-12", "5-17"]
+)
+def test_deep_set(cuda, widths, counts, aggregate, pool, weighted):
+    case, flat = Case(counts, widths[0], 1, weighted), network(widths)
+    if aggregate == "sum":  # keep numbers of size 1 through the layers
+        case.weights = case.w / max(counts)
+    shape = (case.T if pool is None else case.S, widths[-1])
+    targets = np.random.default_rng(4).standard_normal(shape)
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        x, weights, parameters, targets_ = as_dtype(dtype, case.x, case.weights, flat, targets)
+        y, gradients = poisoned(shape, dtype), np.full(flat.shape, 0.5, dtype)
+        batch, how = (x, case.offsets, weights), (parameters, widths, aggregate, pool)
+        kernels.deep_set_forward(*batch, *how, y=y)
+        loss = kernels.deep_set_step(*batch, targets_, *how, gradients=gradients)
+        assert isinstance(loss, float)
+        results.append((y, gradients, [loss]))
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= 2 * TOLERANCE
+
+
+def test_a_loss_that_is_not_finite_is_returned(cuda):
+    case, widths = Case((3,), 2, 1, weighted=False), (2, 3, 1)
+    flat, targets = float32(network(widths), np.full((1, 1), np.nan))
+    loss = cuda.deep_set_step(
+        *float32(case.x), case.offsets, None, targets, flat, widths, "mean", "mean", gradients=np.zeros_like(flat)
+    )
+    assert np.isnan(loss)
+
+
+@WEIGHTED
+@pytest.mark.parametrize(("aggregate", "pool"), [("mean", "max"), ("max", "mean"), ("sum", None)], ids=str)
+def test_deep_set_stream(cuda, aggregate, pool, weighted, monkeypatch):
+    from fastperm.kernels.cuda import deep_set_stream
+
+    monkeypatch.setattr(deep_set_stream, "STREAM_ROWS", 8)
+    case, widths = Case((21,), 2, 1, weighted), (2, 5, 8, 3)
+    case.weights = None if case.weights is None else case.weights / 21
+    rows = case.T if pool is None else 1
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        x, weights, flat = as_dtype(dtype, case.x, case.weights, network(widths))
+        c, y = poisoned((2, 8), dtype), poisoned((rows, 3), dtype)
+
+        def blocks(x=x, weights=weights):
+            for first in (0, 16):
+                own = slice(first, first + 16)
+                yield x[own], None if weights is None else weights[own]
+
+        kernels.deep_set_stream_pool(blocks, flat, widths, aggregate, pool, c=c, y=None if pool is None else y)
+        if pool is None:
+            kernels.deep_set_stream_rows(x, flat, widths, c, y=y)
+        results.append(y)
+    assert error(*results) <= 2 * TOLERANCE
+
+
+def test_float64_is_refused(cuda):
+    with pytest.raises(TypeError, match="the cuda backend expected an array of float32, got float64"):
+        cuda.dense_forward(*np.ones((2, 2, 2)), np.ones(2), y=np.ones((2, 2)))
