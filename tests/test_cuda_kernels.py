@@ -3,6 +3,7 @@
 Tiles and blocks are small in the simulator, so that small cases have edges everywhere.
 """
 
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -36,7 +37,11 @@ def cuda():
     from fastperm.kernels.cuda import compiling
 
     assert compiling.SIMULATED, "set NUMBA_ENABLE_CUDASIM=1 before Python starts"
-    return cuda
+    # The simulator has a Python thread for each of a block, and one that watches them without pause: let it be short.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(2e-5)
+    yield cuda
+    sys.setswitchinterval(interval)
 
 
 def float32(*arrays):

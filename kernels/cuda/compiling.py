@@ -29,7 +29,6 @@ try:
         warnings.simplefilter("ignore")  # about the version that Numba itself brings, where numba-cuda is missing
         from numba import cuda
         if not SIMULATED:
-            from numba.cuda import types
             from numba.cuda.extending import intrinsic
 except ImportError:  # kernels that were compiled elsewhere can still be launched
     cuda = None
@@ -92,10 +91,14 @@ def kernel(parameters, *, threads, name=None):
 
 
 def device(function):
-    """Make a function that kernels call; it becomes part of them, so that local arrays stay in registers."""
+    """Make a function that kernels call.
+
+    It becomes part of them before Numba infers types: local arrays that it is given stay in registers, and Numba, which
+    compiles functions of their own for the current device, asks for none.
+    """
     if cuda is None:
         return function
-    return cuda.jit(device=True)(function) if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+    return cuda.jit(device=True)(function) if SIMULATED else cuda.jit(device=True, inline="always")(function)
 
 
 def xp():

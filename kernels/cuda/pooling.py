@@ -242,8 +242,10 @@ def _pool_partials(
     first = unit // columns * PARTIAL_ROWS
     if first < rows:
         count = min(np.int64(PARTIAL_ROWS), rows - first)
-        own = (sets, weights, p, with_sets, weighted, code, partials)
-        pool_rows(x, first * columns + column, columns, first, count, column, columns, *own)
+        place = first * columns + column
+        pool_rows(
+            x, place, columns, first, count, column, columns, sets, weights, p, with_sets, weighted, code, partials
+        )
 
 
 @kernel("f4* i8* f4* i4 i4 i4 i4 i4 i8 i8 f4*", threads=FINISH_COLUMNS * FINISH_SHARES)

@@ -177,10 +177,11 @@ def _make(name, tile, A_along_k, B_along_k):
     rows_tile, columns_tile, threads = tile.rows, tile.columns, tile.threads
     row_parts, column_parts, thread_columns = tile.row_parts, tile.column_parts, tile.thread_columns
     part_rows, part_columns = rows_tile // row_parts, columns_tile // column_parts
+    part_fours, zero = part_columns // 4, np.float32(0)
     held_rows, held_columns = 4 * row_parts, 4 * column_parts
     fetch_A, put_A, own_A = _loader(A_along_k, rows_tile, threads)
     fetch_B, put_B, own_B = _loader(B_along_k, columns_tile, threads)
-    fetched_A, fetched_B = 4 * own_A, 4 * own_B
+    fetched_A, fetched_B, held = 4 * own_A, 4 * own_B, held_rows * held_columns
     A_stride, B_stride = rows_tile + PAD, columns_tile + PAD
     A_step, B_step = INNER * A_stride, INNER * B_stride
     B_start = 2 * A_step
@@ -220,7 +221,7 @@ def _make(name, tile, A_along_k, B_along_k):
         next_B = cuda.local.array(fetched_B, np.float32)
         a = cuda.local.array(held_rows, np.float32)
         b = cuda.local.array(held_columns, np.float32)
-        sums = cuda.local.array(held_rows * held_columns, np.float32)
+        sums = cuda.local.array(held, np.float32)
 
         thread = cuda.threadIdx.x
         thread_row = thread // thread_columns
@@ -237,7 +238,7 @@ def _make(name, tile, A_along_k, B_along_k):
         A_lead = inner if A_along_k else rows
         B_lead = inner if B_along_k else columns
 
-        for i in range(held_rows * held_columns):
+        for i in range(held):
             sums[i] = np.float32(0)
         fetch_A(A, A_lead, first_row, rows, k, end_k, A_aligned, thread, next_A)
         fetch_B(B, B_lead, first_column, columns, k, end_k, B_aligned, thread, next_B)
@@ -252,7 +253,7 @@ def _make(name, tile, A_along_k, B_along_k):
                 fetch_B(B, B_lead, first_column, columns, k, end_k, B_aligned, thread, next_B)
             A_place = turn * A_step + 4 * thread_row
             B_place = B_start + turn * B_step + 4 * thread_column
-            for step in range(INNER):
+            for step in range(INNER):  # unrolled
                 for i in range(row_parts):
                     i4 = 4 * i
                     place = A_place + step * A_stride + i * part_rows
@@ -271,53 +272,70 @@ def _make(name, tile, A_along_k, B_along_k):
                 put_B(next_B, shared, B_start + turn * B_step, thread)
             cuda.syncthreads()
 
-        for i in range(held_rows):
-            row = first_row + i // 4 * part_rows + 4 * thread_row + i % 4
-            if row < rows:
-                s = np.int64(sets[row]) if with_sets else np.int64(0)
-                scale = scales[row] if scaled else np.float32(1)
-                for j in range(column_parts):
-                    column = first_column + j * part_columns + 4 * thread_column
-                    place = (part * rows + row) * columns + column
-                    h = i * held_columns + 4 * j
-                    if with_c:
-                        b[0], b[1], b[2], b[3] = _four(c, s * columns + column, columns - column, out_aligned)
-                        for e in range(4):
-                            sums[h + e] += scale * b[e]
-                    if relu:
-                        for e in range(4):
-                            # Written so that a NaN stays one.
-                            sums[h + e] = np.float32(0) if sums[h + e] < np.float32(0) else sums[h + e]
-                    if masked:
-                        b[0], b[1], b[2], b[3] = _four(masked_by, place, columns - column, out_aligned)
-                        for e in range(4):
-                            sums[h + e] = sums[h + e] if b[e] > np.float32(0) else np.float32(0)
-                    if out_aligned and column < columns:
-                        store4(out, place, sums[h], sums[h + 1], sums[h + 2], sums[h + 3])
-                    else:
-                        for e in range(4):
-                            if column + e < columns:
-                                out[place + e] = sums[h + e]
-
-        if code == NO_POOL:
-            return
+        # Part by part, the tile goes through shared memory: rows are written whole, and their columns can be added up.
         for i in range(row_parts):
             for j in range(column_parts):
-                for r in range(4):
-                    h = (4 * i + r) * held_columns + 4 * j
-                    place = (4 * thread_row + r) * part_columns + 4 * thread_column
-                    store4(shared, place, sums[h], sums[h + 1], sums[h + 2], sums[h + 3])
+                # Which part it is, is decided among constants: a place that is computed would put ``sums`` in memory.
+                for own in range(row_parts * column_parts):
+                    if own == i * column_parts + j:
+                        for r in range(4):
+                            h = (own // column_parts * 4 + r) * held_columns + own % column_parts * 4
+                            place = (4 * thread_row + r) * part_columns + 4 * thread_column
+                            store4(shared, place, sums[h], sums[h + 1], sums[h + 2], sums[h + 3])
                 cuda.syncthreads()
-                for unit in range(thread, groups * part_columns, threads):
-                    column = first_column + j * part_columns + unit % part_columns
-                    place = unit // part_columns * PARTIAL_ROWS
-                    row = first_row + i * part_rows + place
-                    if row < rows and column < columns:
-                        count = min(np.int64(PARTIAL_ROWS), rows - row)
-                        place = place * part_columns + unit % part_columns
-                        own = (sets, weights, weights, with_sets, weighted, code, partials)
-                        pool_rows(shared, place, part_columns, row, count, column, columns, *own)
+                for unit in range(thread, part_rows * part_fours, threads):
+                    row = first_row + i * part_rows + unit // part_fours
+                    column = first_column + j * part_columns + unit % part_fours * 4
+                    left = columns - column
+                    if row < rows and left > 0:
+                        z0, z1, z2, z3 = load4(shared, 4 * unit)
+                        place = (part * rows + row) * columns + column
+                        if with_c:
+                            s = np.int64(sets[row]) if with_sets else np.int64(0)
+                            scale = scales[row] if scaled else np.float32(1)
+                            c0, c1, c2, c3 = _four(c, s * columns + column, left, out_aligned)
+                            z0 += scale * c0
+                            z1 += scale * c1
+                            z2 += scale * c2
+                            z3 += scale * c3
+                        if relu:
+                            # Written so that a NaN stays one.
+                            z0 = zero if z0 < zero else z0
+                            z1 = zero if z1 < zero else z1
+                            z2 = zero if z2 < zero else z2
+                            z3 = zero if z3 < zero else z3
+                        if masked:
+                            h0, h1, h2, h3 = _four(masked_by, place, left, out_aligned)
+                            z0 = z0 if h0 > zero else zero
+                            z1 = z1 if h1 > zero else zero
+                            z2 = z2 if h2 > zero else zero
+                            z3 = z3 if h3 > zero else zero
+                        if out_aligned:
+                            store4(out, place, z0, z1, z2, z3)
+                        else:
+                            out[place] = z0
+                            if left > 1:
+                                out[place + 1] = z1
+                            if left > 2:
+                                out[place + 2] = z2
+                            if left > 3:
+                                out[place + 3] = z3
+                        if code != NO_POOL:
+                            store4(shared, 4 * unit, z0, z1, z2, z3)
                 cuda.syncthreads()
+                if code != NO_POOL:
+                    for unit in range(thread, groups * part_columns, threads):
+                        column = first_column + j * part_columns + unit % part_columns
+                        place = unit // part_columns * PARTIAL_ROWS
+                        row = first_row + i * part_rows + place
+                        if row < rows and column < columns:
+                            count = min(np.int64(PARTIAL_ROWS), rows - row)
+                            place = place * part_columns + unit % part_columns
+                            pool_rows(
+                                shared, place, part_columns, row, count, column, columns,
+                                sets, weights, weights, with_sets, weighted, code, partials,
+                            )  # fmt: skip
+                    cuda.syncthreads()
 
     return multiply
 

@@ -22,8 +22,9 @@ if SIMULATED or cuda is None:
 
 else:
     from llvmlite import ir
+    from numba import types
 
-    from fastperm.kernels.cuda.compiling import intrinsic, types
+    from fastperm.kernels.cuda.compiling import intrinsic
 
     _VECTOR = ir.VectorType(ir.FloatType(), 4)
 
