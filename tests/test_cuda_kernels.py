@@ -4,6 +4,7 @@ Tiles and blocks are small in the simulator, so that small cases have edges ever
 """
 
 import sys
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -31,16 +32,47 @@ SHAPES = (
 ALL_SHAPES = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{len(s[0])}sets-{s[1]}to{s[2]}")
 
 
+class _OnceForAll(dict):
+    """Where the simulator keeps shared arrays: the first thread that misses one makes it, while the others wait.
+
+    Left to itself, the simulator gives two threads that ask at once an array each.
+    """
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def get(self, key):
+        self.lock.acquire()
+        found = super().get(key)
+        if found is not None:
+            self.lock.release()
+        return found
+
+    def __setitem__(self, key, array):
+        super().__setitem__(key, array)
+        self.lock.release()
+
+
 @pytest.fixture(scope="module")
 def cuda():
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
     from fastperm.kernels import cuda
     from fastperm.kernels.cuda import compiling
 
     assert compiling.SIMULATED, "set NUMBA_ENABLE_CUDASIM=1 before Python starts"
+
+    class Shared(FakeCUDAShared):
+        def __init__(self, size):
+            super().__init__(size)
+            self._allocations = _OnceForAll()
+
     # The simulator has a Python thread for each of a block, and one that watches them without pause: let it be short.
     interval = sys.getswitchinterval()
     sys.setswitchinterval(2e-5)
-    yield cuda
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("numba.cuda.simulator.kernelapi.FakeCUDAShared", Shared)
+        yield cuda
     sys.setswitchinterval(interval)
 
 

@@ -21,6 +21,7 @@ PARTIAL_ROWS = 4 if SIMULATED else 32
 THREADS = 4 if SIMULATED else 256
 # A block of the second pass: so many columns, and so many threads that share the sums of each.
 FINISH_COLUMNS, FINISH_SHARES = (2, 2) if SIMULATED else (32, 8)
+FINISH_THREADS = FINISH_COLUMNS * FINISH_SHARES
 
 
 def pooling_forward(
@@ -248,7 +249,7 @@ def _pool_partials(
         )
 
 
-@kernel("f4* i8* f4* i4 i4 i4 i4 i4 i8 i8 f4*", threads=FINISH_COLUMNS * FINISH_SHARES)
+@kernel("f4* i8* f4* i4 i4 i4 i4 i4 i8 i8 f4*", threads=FINISH_THREADS)
 def _finish(
     partials,  # (G + S − 1, K)
     offsets,  # (S + 1,), if with_sets
@@ -262,7 +263,7 @@ def _finish(
     columns,  # K
     p,  # (S, K)
 ):
-    shared = cuda.shared.array(FINISH_COLUMNS * FINISH_SHARES, np.float64)
+    shared = cuda.shared.array(FINISH_THREADS, np.float64)
     thread = cuda.threadIdx.x
     column_blocks = (columns + FINISH_COLUMNS - 1) // FINISH_COLUMNS
     s = cuda.blockIdx.x // column_blocks

@@ -60,7 +60,7 @@ class Tile(NamedTuple):
 TILES = (
     {4: Tile(2, 1, 1, 1), 8: Tile(2, 2, 1, 1), 1 << 62: Tile(1, 2, 2, 2)}
     if SIMULATED
-    else {32: Tile(16, 8, 2, 1), 64: Tile(16, 8, 2, 2), 1 << 62: Tile(16, 16, 2, 2)}
+    else {32: Tile(16, 8, 2, 1), 1 << 62: Tile(16, 8, 2, 2)}
 )
 
 
@@ -172,6 +172,20 @@ def _loader(along_k, length, threads):
     return fetch, put, own
 
 
+def _holder(parts, part_length):
+    """Return a function that takes what a thread multiplies in one step from shared memory into registers."""
+
+    @device
+    def hold(shared, place, registers):
+        for i in range(parts):
+            i4 = 4 * i
+            registers[i4], registers[i4 + 1], registers[i4 + 2], registers[i4 + 3] = load4(
+                shared, place + i * part_length
+            )
+
+    return hold
+
+
 def _make(name, tile, A_along_k, B_along_k):
     """Return the kernel of a tile."""
     rows_tile, columns_tile, threads = tile.rows, tile.columns, tile.threads
@@ -189,6 +203,14 @@ def _make(name, tile, A_along_k, B_along_k):
     shared_size = max(B_start + 2 * B_step, part_rows * part_columns)
     groups = part_rows // PARTIAL_ROWS
     assert part_rows % PARTIAL_ROWS == 0
+
+    hold_A, hold_B = _holder(row_parts, part_rows), _holder(column_parts, part_columns)
+
+    @device
+    def add_outer_product(a, b, sums):
+        for i in range(held_rows):
+            for j in range(held_columns):
+                sums[i * held_columns + j] += a[i] * b[j]
 
     @kernel("f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 10 + "i8 i8 i8 i8 f4* f4*", threads=threads, name=name)
     def multiply(
@@ -221,6 +243,8 @@ def _make(name, tile, A_along_k, B_along_k):
         next_B = cuda.local.array(fetched_B, np.float32)
         a = cuda.local.array(held_rows, np.float32)
         b = cuda.local.array(held_columns, np.float32)
+        next_a = cuda.local.array(held_rows, np.float32)
+        next_b = cuda.local.array(held_columns, np.float32)
         sums = cuda.local.array(held, np.float32)
 
         thread = cuda.threadIdx.x
@@ -253,18 +277,16 @@ def _make(name, tile, A_along_k, B_along_k):
                 fetch_B(B, B_lead, first_column, columns, k, end_k, B_aligned, thread, next_B)
             A_place = turn * A_step + 4 * thread_row
             B_place = B_start + turn * B_step + 4 * thread_column
-            for step in range(INNER):  # unrolled
-                for i in range(row_parts):
-                    i4 = 4 * i
-                    place = A_place + step * A_stride + i * part_rows
-                    a[i4], a[i4 + 1], a[i4 + 2], a[i4 + 3] = load4(shared, place)
-                for j in range(column_parts):
-                    j4 = 4 * j
-                    place = B_place + step * B_stride + j * part_columns
-                    b[j4], b[j4 + 1], b[j4 + 2], b[j4 + 3] = load4(shared, place)
-                for i in range(held_rows):
-                    for j in range(held_columns):
-                        sums[i * held_columns + j] += a[i] * b[j]
+            # Two steps at a time: shared memory answers one while the other is multiplied.
+            for _ in range(INNER // 2):
+                hold_A(shared, A_place, a)
+                hold_B(shared, B_place, b)
+                hold_A(shared, A_place + A_stride, next_a)
+                hold_B(shared, B_place + B_stride, next_b)
+                add_outer_product(a, b, sums)
+                add_outer_product(next_a, next_b, sums)
+                A_place += 2 * A_stride
+                B_place += 2 * B_stride
             turn = 1 - turn
             if k < end_k:
                 # The other half of shared memory: nobody reads it any more since the last barrier.
