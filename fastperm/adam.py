@@ -4,6 +4,7 @@ import numpy as np
 
 from fastperm import backend as backends
 from fastperm.checks import DTYPES, check_number
+from fastperm.kernels.arrays import on_host
 
 
 class Adam:
@@ -74,14 +75,15 @@ class Adam:
             If names, shapes or dtypes do not match. Whatever is wrong is found before anything has changed.
         """
         self._check(parameters, gradients)
-        kernels = getattr(parameters, "kernels", None) or backends.get("auto")
+        kernels = getattr(parameters, "kernels", None) or backends.get(backends.for_numpy("auto"))
         if not self._moments:
             self._moments = {
                 name: (kernels.xp.zeros_like(array), kernels.xp.zeros_like(array)) for name, array in parameters.items()
             }
         self.steps += 1
         for name, array in parameters.items():
-            m, v = self._moments[name]
+            # A state that was loaded comes from the host.
+            m, v = self._moments[name] = tuple(map(kernels.xp.asarray, self._moments[name]))
             kernels.adam_step(
                 gradients[name].reshape(-1),
                 *(self.learning_rate, self.beta1, self.beta2, self.epsilon, self.steps),
@@ -91,11 +93,11 @@ class Adam:
             )
 
     def state(self):
-        """Return the state as arrays: ``steps``, and ``first.NAME`` and ``second.NAME`` for every parameter."""
+        """Return the state as NumPy arrays: ``steps``, and ``first.NAME`` and ``second.NAME`` for every parameter."""
         state = {"steps": np.array(self.steps)}
         for name, (m, v) in self._moments.items():
-            state[f"first.{name}"] = m.copy()
-            state[f"second.{name}"] = v.copy()
+            state[f"first.{name}"] = on_host(m).copy()
+            state[f"second.{name}"] = on_host(v).copy()
         return state
 
     def load_state(self, state):
@@ -117,7 +119,7 @@ class Adam:
                 raise TypeError(
                     f"parameter {name!r} must be float32 or float64 in native byte order, got dtype {array.dtype.str}"
                 )
-            if not (array.flags.c_contiguous and array.flags.writeable):
+            if not (array.flags.c_contiguous and getattr(array.flags, "writeable", True)):
                 raise ValueError(f"parameter {name!r} must be a writable C-contiguous array")
             wanted = {"its gradient": gradients[name]}
             if self._moments:

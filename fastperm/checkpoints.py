@@ -11,6 +11,7 @@ import fastperm
 from fastperm import backend as backends
 from fastperm.adam import Adam
 from fastperm.files import replacing
+from fastperm.kernels.arrays import on_host
 from fastperm.network import DeepSet
 
 _NETWORK, _CHECKPOINT = "fastperm network", "fastperm checkpoint"
@@ -172,7 +173,7 @@ def _write(path, kind, header, arrays):
         "header": json.dumps(header, sort_keys=True),
     }
     with replacing(path) as temporary:
-        save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, temporary, metadata=metadata)
+        save_file({name: np.asarray(on_host(a), order="C") for name, a in arrays.items()}, temporary, metadata=metadata)
 
 
 def _read(path, kind):

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from fastperm.kernels.arrays import on_host
+
 
 class Parameters(dict):
     """A dict of named arrays, all views into one flat array.
@@ -58,10 +60,10 @@ class Parameters(dict):
     def __setitem__(self, name, value):
         if name not in self:
             raise KeyError(f"no parameter is called {name!r}; there are {', '.join(self)}")
-        array = np.asarray(value, dtype=self.flat.dtype)
+        array = np.asarray(on_host(value), dtype=self.flat.dtype)
         if array.shape not in ((), self[name].shape):
             raise ValueError(f"{name} has shape {self[name].shape}, got {array.shape}")
-        self[name][...] = array
+        self[name][...] = self.kernels.xp.asarray(array)
 
     def update(self, other):  # type: ignore[override]
         """Copy the values of every name in ``other``."""

@@ -1,4 +1,4 @@
-"""The cuda kernels in Numba's simulator, against the reference in float64: `make test` runs them in a process of their own.
+"""The cuda kernels in Numba's simulator, against the reference in float64; in a process of their own (`make test`).
 
 Tiles and blocks are small in the simulator, so that small cases have edges everywhere.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cases import Case, as_dtype, error, poisoned
 
+import fastperm
 from fastperm.kernels import reference
 
 pytestmark = pytest.mark.simulator
@@ -82,9 +83,7 @@ def float32(*arrays):
 
 def layer(kernels, case, dtype, aggregate, activation, start=0.0, inputs=True):
     """Return y, m, dx, dW_self, dW_pool, db; results were NaN before, and the gradients of parameters ``start``."""
-    x, weights, W_self, W_pool, b, dy = as_dtype(
-        dtype, case.x, case.weights, case.W_self, case.W_pool, case.b, case.dy
-    )
+    x, weights, W_self, W_pool, b, dy = as_dtype(dtype, case.x, case.weights, case.W_self, case.W_pool, case.b, case.dy)
     y, m = poisoned((case.T, b.size), dtype), poisoned((case.S, x.shape[1]), dtype)
     kernels.equivariant_forward(x, case.offsets, weights, W_self, W_pool, b, aggregate, activation, y=y, m=m)
     dx = poisoned(x.shape, dtype) if inputs else None
@@ -198,9 +197,7 @@ def test_adam(cuda):
     for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
         arrays = as_dtype(dtype, p.copy(), m.copy(), m**2)
         for t in (1, 2):
-            kernels.adam_step(
-                *as_dtype(dtype, g), 1e-2, 0.9, 0.999, 1e-7, t, **dict(zip("pmv", arrays, strict=True))
-            )
+            kernels.adam_step(*as_dtype(dtype, g), 1e-2, 0.9, 0.999, 1e-7, t, **dict(zip("pmv", arrays, strict=True)))
         results.append(arrays)
     for found, wanted in zip(*results, strict=True):
         assert error(found, wanted) <= TOLERANCE
@@ -304,3 +301,18 @@ def test_deep_set_stream(cuda, aggregate, pool, weighted, monkeypatch):
 def test_float64_is_refused(cuda):
     with pytest.raises(TypeError, match="the cuda backend expected an array of float32, got float64"):
         cuda.dense_forward(*np.ones((2, 2, 2)), np.ones(2), y=np.ones((2, 2)))
+
+
+def test_a_network_trains_and_moves_between_backends(cuda):
+    x, targets = np.random.default_rng(0).standard_normal((3, 5, 2)), np.ones((3, 2))
+    nets = [fastperm.DeepSet(2, 4, 2, 2, seed=0, backend=name) for name in ("cuda", "reference")]
+    optimizers = [fastperm.Adam(), fastperm.Adam()]
+    for _ in range(2):
+        losses = [fastperm.train_step(net, x, targets, own) for net, own in zip(nets, optimizers, strict=True)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert error(nets[0](x), nets[1](x)) <= 1e-4
+    dx = [net.backward(np.ones((3, 2)), net.forward(x)[1]) for net in nets]
+    assert error(*dx) <= 1e-4
+    moved = nets[0].to("reference")
+    assert error(moved(x), nets[0](x)) <= TOLERANCE
+    assert error(nets[0].predict_stream(lambda: [x[0]]), nets[0](x[:1])[0]) <= TOLERANCE

@@ -3,7 +3,6 @@
 One sort of all rows by set, columns and weights, which is CuPy's; it takes its keys in one array.
 """
 
-
 from fastperm.kernels.cuda.compiling import xp
 from fastperm.kernels.cuda.pooling import sets_of_rows
 from fastperm.kernels.reference.canonical_order import as_bits
@@ -20,5 +19,3 @@ def canonical_order(
     keys += [as_bits(x)[:, k] for k in reversed(range(x.shape[1]))]
     keys.append(sets_of_rows(offsets, len(x)).astype(keys[0].dtype))
     order[:] = xp().lexsort(xp().stack(keys))
-
-

@@ -28,8 +28,9 @@ try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the version that Numba itself brings, where numba-cuda is missing
         from numba import cuda
+
         if not SIMULATED:
-            from numba.cuda.extending import intrinsic
+            from numba.cuda.extending import intrinsic as intrinsic  # for vectors.py
 except ImportError:  # kernels that were compiled elsewhere can still be launched
     cuda = None
 
@@ -76,7 +77,7 @@ class Kernel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice about CUDA's own compiler
             ptx, _ = cuda.compile_ptx(self.function, signature, cc=architecture)
-        entry = re.search(r"\.entry (\w+)", ptx)[1]
+        entry = re.findall(r"\.entry (\w+)", ptx)[0]
         # Numba aligns shared memory to its elements, and its simulator knows no other way; vectors need 16 bytes.
         return re.sub(r"\.shared \.align [1248] ", ".shared .align 16 ", ptx.replace(entry, self.name))
 

@@ -5,6 +5,7 @@ Blocks come from the host, one after another; what they pool to goes back there,
 
 import numpy as np
 
+from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda.compiling import xp
 from fastperm.kernels.cuda.dense import dense_forward
 from fastperm.kernels.cuda.pooling import CODES, finish, pool_partials
@@ -49,7 +50,7 @@ def _pool_rows(x, weights, parameters, widths, c, how, *, totals):
         part = xp().empty((1, h.shape[1]), np.float32)
         partials = pool_partials(h[own], None, 1, None if w is None else w[own], CODES[how])
         finish(partials, len(h[own]), "max" if how == "max" else "sum", None, part)
-        add(totals, _on_host(part[0]), out=totals)
+        add(totals, on_host(part[0]), out=totals)
     return float(len(h)) if weights is None else float(weights.sum(dtype=np.float64))
 
 
@@ -65,10 +66,6 @@ def _hidden(x, layers, c):
 def _dense_forward(x, W, b, *, y):
     """Do what `dense_forward` does to rows x that are on the host."""
     dense_forward(xp().asarray(x), W, b, y=y)
-
-
-def _on_host(array):
-    return array if isinstance(array, np.ndarray) else array.get()
 
 
 KERNELS = StreamKernels(_pool_rows, _dense_forward)

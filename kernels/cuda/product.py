@@ -45,14 +45,17 @@ class Tile(NamedTuple):
 
     @property
     def threads(self):
+        """Number of threads of the block."""
         return self.thread_rows * self.thread_columns
 
     @property
     def rows(self):
+        """Number of rows of the tile."""
         return 4 * self.thread_rows * self.row_parts
 
     @property
     def columns(self):
+        """Number of columns of the tile."""
         return 4 * self.thread_columns * self.column_parts
 
 
