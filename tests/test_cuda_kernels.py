@@ -1,6 +1,7 @@
-"""The cuda kernels in Numba's simulator, against the reference in float64; in a process of their own (`make test`).
+"""The cuda kernels against the reference in float64: in Numba's simulator (`make test`) or on a GPU (`make gpu`).
 
-Tiles and blocks are small in the simulator, so that small cases have edges everywhere.
+In the simulator tiles and blocks are small, so that small cases have edges everywhere. It has to be chosen before Numba
+is imported, so these tests have a process of their own.
 """
 
 import sys
@@ -12,9 +13,12 @@ import pytest
 from cases import Case, as_dtype, error, poisoned
 
 import fastperm
+from fastperm import backend
 from fastperm.kernels import reference
+from fastperm.kernels.arrays import on_host
+from fastperm.kernels.cuda import compiling
 
-pytestmark = pytest.mark.simulator
+pytestmark = pytest.mark.cuda
 
 HOW = ("mean", "sum", "max")
 WEIGHTED = pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
@@ -30,7 +34,30 @@ SHAPES = (
     ((13, 1, 8), 33, 12),
     ((21,), 8, 33),
 )
+if not compiling.SIMULATED:
+    SHAPES += (((512,) * 4 + (37,), 64, 64), ((1000, 3, 77), 130, 33), ((5,) * 300, 2, 200), ((5000,), 32, 16))
 ALL_SHAPES = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{len(s[0])}sets-{s[1]}to{s[2]}")
+
+
+class OnDevice:
+    """The kernels, for arrays on the host: they are taken to the GPU, and the outputs back."""
+
+    def __init__(self, kernels):
+        self.kernels = kernels
+
+    def __getattr__(self, name):
+        def call(*inputs, **outputs):
+            inputs, on_device = map(self._moved, inputs), {key: self._moved(value) for key, value in outputs.items()}
+            result = getattr(self.kernels, name)(*inputs, **on_device)
+            for key, value in outputs.items():
+                if value is not None:
+                    value[...] = on_host(on_device[key])
+            return result
+
+        return call
+
+    def _moved(self, value):
+        return self.kernels.xp.asarray(value) if isinstance(value, np.ndarray) else value
 
 
 class _OnceForAll(dict):
@@ -56,12 +83,14 @@ class _OnceForAll(dict):
 
 @pytest.fixture(scope="module")
 def cuda():
-    from numba.cuda.simulator.kernelapi import FakeCUDAShared
-
     from fastperm.kernels import cuda
-    from fastperm.kernels.cuda import compiling
 
-    assert compiling.SIMULATED, "set NUMBA_ENABLE_CUDASIM=1 before Python starts"
+    if not compiling.SIMULATED:
+        assert (why := backend.why_missing("cuda")) is None, f"{why}; NUMBA_ENABLE_CUDASIM=1 needs no GPU"
+        yield OnDevice(cuda)
+        return
+
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
 
     class Shared(FakeCUDAShared):
         def __init__(self, size):

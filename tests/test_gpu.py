@@ -152,6 +152,15 @@ def test_a_launch_goes_through_cupy(machine, monkeypatch):
         kernels.adam_step(FakeArray(np.zeros(3)), 0.1, 0.9, 0.999, 1e-7, 1, p=arrays[1], m=arrays[2], v=arrays[3])
 
 
+def test_a_folder_can_be_filled_and_used_where_there_is_no_compiler(machine, monkeypatch):
+    machine()
+    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
+    assert compiling.fill_cache([(9, 0)]) == len(compiling.KERNELS)
+    machine(compiler=None)
+    assert backend.why_missing("cuda") is None
+    assert compiling._ptx("mask", (9, 0)).read_text() == "mask (9, 0)"
+
+
 def test_a_kernel_that_nobody_compiled_is_named(machine):
     machine(compiler=None)
     with pytest.raises(RuntimeError, match="kernel mask was not compiled for sm_90: numba-cuda is not installed"):
