@@ -147,6 +147,39 @@ def test_equivariant_without_relu_and_without_gradient_of_the_input(cuda):
         assert error(array, other) <= TOLERANCE
 
 
+@pytest.mark.skipif(not compiling.SIMULATED, reason="the other tests use these tiles on a GPU")
+def test_a_tile_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
+    from fastperm.kernels.cuda import pooling, product
+
+    for module, name, value in ((product, "INNER", 16), (product, "PARTIAL_ROWS", 32), (pooling, "PARTIAL_ROWS", 32)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(compiling, "KERNELS", {})
+    tile = product.Tile(16, 8, 2, 2)
+    assert (tile.threads, tile.rows, tile.columns) == (128, 128, 64)
+    kernels = {
+        "plain": product._make("plain", tile, True, False),
+        "turned": product._make("turned", tile, True, True),
+        "transposed": product._make("transposed", tile, False, False),
+    }
+    monkeypatch.setattr(product, "PRODUCTS", {1 << 62: (tile, kernels)})
+    monkeypatch.setattr(product, "LEAST_ROWS", 40)
+    case = Case((50, 1, 29), 18, 36, weighted=True)
+    sets = np.repeat(np.arange(3, dtype=np.int32), case.counts)
+    x, W, c, weights = float32(case.x, case.W_self, case.dy[:3], case.weights)
+    y, p = poisoned(case.dy.shape, "float32"), poisoned((3, 36), "float32")
+    partials = product.product(x, W, y, c=c, sets=sets, relu=True, weights=weights, code=pooling.SUM, n_sets=3)
+    pooling.finish(partials, case.offsets, "sum", None, p)
+    wanted = np.maximum(case.x @ case.W_self + case.dy[sets], 0)
+    assert error(y, wanted) <= TOLERANCE
+    assert error(p, np.add.reduceat(wanted * case.weights[:, None], case.offsets[:-1])) <= TOLERANCE
+
+    dx, dW = poisoned(x.shape, "float32"), np.ones_like(W)
+    product.product(y, W, dx, B_along_k=True, masked_by=x)
+    product.add_transposed_product(x, y, dW)
+    assert error(dx, np.where(case.x > 0, wanted @ case.W_self.T, 0)) <= TOLERANCE
+    assert error(dW, 1 + case.x.T @ wanted) <= TOLERANCE
+
+
 @pytest.mark.parametrize("activation", ["relu", "identity"])
 def test_nan_passes_through(cuda, activation):
     case = Case((5, 4), 3, 5, weighted=False)
