@@ -109,6 +109,15 @@ def test_auto_takes_a_usable_gpu_for_float32_and_not_for_numpy_arrays(machine):
         fastperm.DeepSet(2, 3, 1, 1, backend="cuda", dtype="float64")
 
 
+def test_a_file_of_float64_is_read_beside_a_usable_gpu(machine, tmp_path):
+    path = tmp_path / "net.safetensors"
+    fastperm.DeepSet(2, 3, 1, 1, dtype="float64", backend="reference").save(path)
+    machine()
+    assert fastperm.load(path).backend == "cpu"
+    with pytest.raises(TypeError, match="backend 'cuda' computes in float32 only"):
+        fastperm.load(path, "cuda")
+
+
 def test_kernels_compiled_elsewhere_will_do(machine):
     machine(compiler=None, capability="86")
     compiling.cache_folder().mkdir(parents=True)
