@@ -4,7 +4,7 @@ import numpy as np
 
 from fastperm import backend as backends
 from fastperm.checks import DTYPES, check_number
-from fastperm.kernels.arrays import on_host
+from fastperm.kernels.arrays import on_backend, on_host
 
 
 class Adam:
@@ -82,8 +82,8 @@ class Adam:
             }
         self.steps += 1
         for name, array in parameters.items():
-            # A state that was loaded comes from the host.
-            m, v = self._moments[name] = tuple(map(kernels.xp.asarray, self._moments[name]))
+            # They come from the host if the state was loaded, and from elsewhere if the network moved.
+            m, v = self._moments[name] = tuple(on_backend(moment, kernels.xp) for moment in self._moments[name])
             kernels.adam_step(
                 gradients[name].reshape(-1),
                 *(self.learning_rate, self.beta1, self.beta2, self.epsilon, self.steps),

@@ -11,8 +11,10 @@ import pytest
 import fastperm
 from fastperm import backend, gpu
 from fastperm.kernels import cuda as kernels
+from fastperm.kernels import reference
 from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda import compiling
+from fastperm.losses import mean_squared_error
 
 
 class FakeRuntime(SimpleNamespace):
@@ -159,6 +161,8 @@ def test_a_launch_goes_through_cupy(machine, monkeypatch):
     assert arguments[7] == 1000
     with pytest.raises(TypeError, match="expected an array of float32, got float64"):
         kernels.adam_step(FakeArray(np.zeros(3)), 0.1, 0.9, 0.999, 1e-7, 1, p=arrays[1], m=arrays[2], v=arrays[3])
+    with pytest.raises(TypeError, match="expected an array on the GPU, got one of NumPy"):
+        kernels.adam_step(arrays[0].array, 0.1, 0.9, 0.999, 1e-7, 1, p=arrays[1], m=arrays[2], v=arrays[3])
 
 
 def test_a_folder_can_be_filled_and_used_where_there_is_no_compiler(machine, monkeypatch):
@@ -181,3 +185,28 @@ def test_arrays_come_back_to_the_host():
     assert on_host(array) is array
     assert on_host(FakeArray(array)) is array
     assert on_host(None) is None
+
+
+def test_adam_goes_on_when_a_network_has_moved_to_the_host():
+    results = []
+    for moved in (False, True):
+        optimizer, parameters = fastperm.Adam(), {"p": np.ones(3)}
+        for _ in range(2):
+            optimizer.step(parameters, {"p": np.array([1.0, 2.0, 3.0])})
+            if moved:
+                optimizer._moments = {name: tuple(map(FakeArray, own)) for name, own in optimizer._moments.items()}
+        results.append(parameters["p"])
+    np.testing.assert_array_equal(*results)
+
+
+def test_the_loss_takes_and_gives_arrays_of_the_host():
+    class Kernels:
+        xp = SimpleNamespace(asarray=FakeArray, empty_like=lambda y: FakeArray(np.empty_like(y.array)))
+
+        @staticmethod
+        def mean_squared_error(y, targets, *, dy):
+            return reference.mean_squared_error(y.array, targets.array, dy=dy.array)
+
+    loss, dy = mean_squared_error(np.ones((2, 1)), np.zeros((2, 1)), Kernels)
+    assert loss == 1
+    assert isinstance(dy, np.ndarray)

@@ -211,6 +211,8 @@ def _argument(parameter, argument):
     if parameter.endswith("*"):
         if argument is None:
             return np.uint64(0)
+        if not SIMULATED and isinstance(argument, np.ndarray):  # whose address means nothing to the GPU
+            raise TypeError("the cuda backend expected an array on the GPU, got one of NumPy")
         if argument.dtype != parameter[:-1]:
             raise TypeError(f"the cuda backend expected an array of {np.dtype(parameter[:-1])}, got {argument.dtype}")
         return argument
