@@ -49,6 +49,10 @@ def why_unusable():
     except runtime.CUDARuntimeError as error:
         return f"the NVIDIA driver finds no usable GPU ({error})"
     try:
+        cupy.cuda.nvrtc.getVersion()
+    except RuntimeError as error:
+        return f"CuPy does not find NVRTC, the compiler of its own kernels ({error}); {INSTALL}"
+    try:
         architecture = compiling.target((int(capability[:-1]), int(capability[-1])))
     except RuntimeError as error:
         return str(error)

@@ -31,11 +31,18 @@ def machine(monkeypatch, tmp_path):
         for cache in caches:
             cache.cache_clear()
 
-    def make(*, cupy=True, built_for=13000, driver=13000, devices=1, capability="90", compiler="numba-cuda-0"):
+    def make(
+        *, cupy=True, built_for=13000, driver=13000, devices=1, capability="90", nvrtc=True, compiler="numba-cuda-0"
+    ):
         def count():
             if devices is None:
                 raise FakeRuntime.CUDARuntimeError("cudaErrorNoDevice")
             return devices
+
+        def nvrtc_version():
+            if not nvrtc:
+                raise RuntimeError("libnvrtc.so.13")
+            return 13, 0
 
         module = SimpleNamespace(
             cuda=SimpleNamespace(
@@ -45,6 +52,7 @@ def machine(monkeypatch, tmp_path):
                     getDeviceCount=count,
                     getDevice=lambda: 0,
                 ),
+                nvrtc=SimpleNamespace(getVersion=nvrtc_version),
                 Device=lambda device=0: SimpleNamespace(compute_capability=capability),
             )
         )
@@ -79,6 +87,7 @@ CASES = (
     ({"devices": 0}, "the NVIDIA driver finds no GPU"),
     ({"devices": None}, "the NVIDIA driver finds no usable GPU (cudaErrorNoDevice)"),
     ({"capability": "75"}, "the GPU has compute capability 7.5; expected at least 8.0"),
+    ({"nvrtc": False}, "CuPy does not find NVRTC, the compiler of its own kernels (libnvrtc.so.13); pip install"),
     ({"compiler": None}, "numba-cuda, which compiles the kernels, is not installed, and "),
 )
 
@@ -163,6 +172,17 @@ def test_a_launch_goes_through_cupy(machine, monkeypatch):
         kernels.adam_step(FakeArray(np.zeros(3)), 0.1, 0.9, 0.999, 1e-7, 1, p=arrays[1], m=arrays[2], v=arrays[3])
     with pytest.raises(TypeError, match="expected an array on the GPU, got one of NumPy"):
         kernels.adam_step(arrays[0].array, 0.1, 0.9, 0.999, 1e-7, 1, p=arrays[1], m=arrays[2], v=arrays[3])
+
+
+def test_a_folder_that_cannot_be_written_to(machine, monkeypatch, tmp_path):
+    module = machine()
+    module.RawModule = lambda path: SimpleNamespace(get_function=lambda name: path)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASTPERM_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
+    assert Path(compiling._loaded("mask", 0)).read_text() == "mask (9, 0)"
+    with pytest.raises(OSError, match="file"):
+        compiling.fill_cache([(9, 0)])
 
 
 def test_a_folder_can_be_filled_and_used_where_there_is_no_compiler(machine, monkeypatch):

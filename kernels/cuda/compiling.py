@@ -5,7 +5,8 @@ time, as it takes every array for nine parameters. So kernels take bare pointers
 
 PTX is kept on disk, in a folder ``cuda-STAMP`` of the user's cache folder, where STAMP is that of all sources of the
 backend. The name of a file holds the kernel, the architecture and the version of the compiler. A machine that has no
-compiler takes what it finds there: such a folder can be filled on one machine (`fill_cache`) and used on another.
+compiler takes what it finds there: such a folder can be filled on one machine (`fill_cache`) and used on another. Where
+the folder cannot be written to, every process compiles for itself.
 
 With ``NUMBA_ENABLE_CUDASIM=1`` the same kernels run on NumPy arrays, in Numba's simulator, without a GPU.
 """
@@ -14,6 +15,8 @@ import functools
 import hashlib
 import os
 import re
+import tempfile
+import threading
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -165,8 +168,8 @@ def _stored(name, architecture):
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
-def _ptx(name, architecture):
-    """Return the file with the PTX of a kernel, compiled now if it is not there."""
+def _ptx(name, architecture, folder=None):
+    """Return the file with the PTX of a kernel, compiled into ``folder``, or `cache_folder`, if it is not there."""
     made_by = compiler()
     if made_by is None:
         if stored := _stored(name, architecture):
@@ -175,13 +178,21 @@ def _ptx(name, architecture):
             f"kernel {name} was not compiled for sm_{architecture[0]}{architecture[1]}: numba-cuda is not installed, "
             f"and {cache_folder()} does not have it"
         )
-    path = cache_folder() / f"{name}-sm_{architecture[0]}{architecture[1]}-{made_by}.ptx"
+    path = (folder or cache_folder()) / f"{name}-sm_{architecture[0]}{architecture[1]}-{made_by}.ptx"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
+        # Processes and threads may compile the same kernel at once: each writes a file of its own.
+        unfinished = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        unfinished.touch()  # before it is compiled: this folder may refuse
         unfinished.write_text(KERNELS[name].compile(architecture))
         unfinished.replace(path)
     return path
+
+
+@functools.cache
+def _own_folder():
+    """Return a folder that goes away with this process."""
+    return tempfile.TemporaryDirectory(prefix="fastperm-")
 
 
 def _device():
@@ -197,7 +208,11 @@ def _loaded(name, device):
 
     capability = cupy.cuda.Device(device).compute_capability
     architecture = target((int(capability[:-1]), int(capability[-1])))
-    return cupy.RawModule(path=str(_ptx(name, architecture))).get_function(name)
+    try:
+        path = _ptx(name, architecture)
+    except OSError:  # a home that cannot be written to
+        path = _ptx(name, architecture, Path(_own_folder().name))
+    return cupy.RawModule(path=str(path)).get_function(name)
 
 
 def _numba_type(parameter):
