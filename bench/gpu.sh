@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU: every cuda kernel against the reference in float64, on fresh arrays full of NaN.
 # `make gpu` brings what it needs; where nothing can be installed, `bash bench/gpu.sh` takes what there is: NumPy, SciPy,
-# Numba, CuPy, pytest, and numba-cuda or a cache folder (FASTPERM_CACHE_DIR) that another machine has filled with
+# Numba, CuPy, safetensors, tqdm, click, pytest, and numba-cuda or a cache folder (FASTPERM_CACHE_DIR) that another
+# machine has filled with
 #     python -c "from fastperm.kernels.cuda.compiling import fill_cache; fill_cache()"
 set -uo pipefail
 cd "$(dirname "$0")/.."
