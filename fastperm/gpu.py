@@ -27,7 +27,7 @@ def why_unusable():
         return f"there is no NVIDIA driver (libcuda was not found); with a GPU, install driver {DRIVER} or newer"
     try:
         import cupy
-    except ImportError as error:
+    except Exception as error:  # a broken installation can raise anything, and "auto" must pass it by
         installed = getattr(error, "name", None) != "cupy"
         return f"CuPy {f'cannot be imported ({error})' if installed else 'is not installed'}; {INSTALL}"
     runtime = cupy.cuda.runtime

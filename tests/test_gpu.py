@@ -111,6 +111,15 @@ def test_without_cupy(machine):
     assert 'pip install "fastperm[cuda]"' in backend.why_missing("cuda")
 
 
+def test_with_a_cupy_that_is_broken(machine, monkeypatch, tmp_path):
+    machine()
+    monkeypatch.delitem(sys.modules, "cupy")
+    (tmp_path / "cupy.py").write_text("raise ValueError('numpy.dtype size changed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "CuPy cannot be imported (numpy.dtype size changed)" in backend.why_missing("cuda")
+    assert backend.resolve("auto") == "cpu"
+
+
 def test_auto_takes_a_usable_gpu_for_float32_and_not_for_numpy_arrays(machine):
     machine()
     assert backend.why_missing("cuda") is None
