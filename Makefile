@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 TRIAL := runs/bench
 
-.PHONY: help demo test check wheel-test rivals-test bench bench-trial clean
+.PHONY: help demo test check cuda-check gpu wheel-test rivals-test bench bench-trial clean
 
 help:
 	@echo "make demo         train a small network on the power-spectrum task; see $(RUN)/"
 	@echo "make test         the tests"
 	@echo "make check        lint, format, types"
+	@echo "make cuda-check   compile and assemble all cuda kernels, look at their machine code; needs no GPU"
+	@echo "make gpu          on a machine with an NVIDIA GPU: the cuda kernels against the reference"
 	@echo "make wheel-test   build the wheel, install it elsewhere, run the tests against it"
 	@echo "make rivals-test  compare results with PyTorch and JAX (installs them, CPU builds)"
 	@echo "make bench        measure time and memory beside PyTorch and JAX; rewrites the tables and plots of the documents"
@@ -31,11 +33,18 @@ demo: $(VENV)/.made-plot
 
 test: $(VENV)/.made-test
 	$(BIN)/python -m pytest
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m cuda tests/test_cuda_kernels.py
 
 check: $(VENV)/.made-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+cuda-check: $(VENV)/.made-cuda-check
+	$(BIN)/python -m pytest -m machine_code tests/test_cuda_machine_code.py
+
+gpu: $(VENV)/.made-test $(VENV)/.made-cuda
+	PYTHON=$(BIN)/python bash bench/gpu.sh
 
 # The tests run in another folder, where the checkout cannot stand in for a package that the wheel forgot.
 wheel-test: $(VENV)/.made-check

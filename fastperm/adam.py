@@ -4,6 +4,7 @@ import numpy as np
 
 from fastperm import backend as backends
 from fastperm.checks import DTYPES, check_number
+from fastperm.kernels.arrays import on_backend, on_host
 from fastperm.parameters import Parameters
 
 ORDERS = ("first.", "second.")  # of the moments, in what `Adam.state` returns
@@ -76,7 +77,7 @@ class Adam:
         ValueError
             If names, shapes or dtypes do not match. Whatever is wrong is found before anything has changed.
         """
-        kernels = getattr(parameters, "kernels", None) or backends.get("auto")
+        kernels = getattr(parameters, "kernels", None) or backends.get(backends.for_numpy("auto"))
         if not _alike(parameters, gradients, *self._moments):
             self._check(parameters, gradients)
             self._make_moments(parameters, _alike(parameters, gradients), kernels.xp)
@@ -87,10 +88,10 @@ class Adam:
             kernels.adam_step(g, *(self.learning_rate, self.beta1, self.beta2, self.epsilon, self.steps), p=p, m=m, v=v)
 
     def state(self):
-        """Return the state as arrays: ``steps``, and ``first.NAME`` and ``second.NAME`` for every parameter."""
+        """Return the state as NumPy arrays: ``steps``, and ``first.NAME`` and ``second.NAME`` for every parameter."""
         state = {"steps": np.array(self.steps)}
         for order, moments in zip(ORDERS, self._moments, strict=True):
-            state |= {order + name: array.copy() for name, array in moments.items()}
+            state |= {order + name: on_host(array).copy() for name, array in moments.items()}
         return state
 
     def load_state(self, state):
@@ -115,7 +116,7 @@ class Adam:
                 raise TypeError(
                     f"parameter {name!r} must be float32 or float64 in native byte order, got dtype {array.dtype.str}"
                 )
-            if not (array.flags.c_contiguous and array.flags.writeable):
+            if not (array.flags.c_contiguous and getattr(array.flags, "writeable", True)):
                 raise ValueError(f"parameter {name!r} must be a writable C-contiguous array")
             wanted = {"its gradient": gradients[name]}
             if first:
@@ -130,12 +131,14 @@ class Adam:
     def _make_moments(self, parameters, flat, xp):
         """Make the moments zeros, or lay those of earlier steps out as the parameters are."""
         for i, earlier in enumerate(self._moments):
-            if earlier and not flat:
-                continue
-            moments = parameters.like() if flat else {name: xp.zeros_like(array) for name, array in parameters.items()}
-            for name, array in earlier.items():
-                moments[name][...] = array
-            self._moments[i] = moments
+            # They come from the host if the state was loaded, and from elsewhere if the network moved.
+            moved = {name: on_backend(array, xp) for name, array in earlier.items()}
+            if flat:
+                self._moments[i] = parameters.like()
+                for name, array in moved.items():
+                    self._moments[i][name][...] = array
+            else:
+                self._moments[i] = moved or {name: xp.zeros_like(array) for name, array in parameters.items()}
 
 
 def _alike(first, *others):

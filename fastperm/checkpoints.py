@@ -10,7 +10,9 @@ from safetensors.numpy import save_file
 import fastperm
 from fastperm import backend as backends
 from fastperm.adam import Adam
+from fastperm.checks import DTYPES
 from fastperm.files import replacing
+from fastperm.kernels.arrays import on_host
 from fastperm.network import DeepSet
 
 _NETWORK, _CHECKPOINT = "fastperm network", "fastperm checkpoint"
@@ -54,9 +56,11 @@ def load(path, backend="auto"):
         If there is no such file.
     ValueError
         If the file is damaged, or not a fastperm network.
+    TypeError
+        If the backend does not compute in the dtype of the network.
     """
-    backend = backends.resolve(backend)
     header, arrays = _read(path, _NETWORK)
+    backend = backends.resolve(backend, _dtype(header))
     return _network(path, _NETWORK, header, arrays, backend)
 
 
@@ -104,8 +108,8 @@ def load_checkpoint(path, backend="auto"):
     ValueError
         If the file is damaged, not a fastperm checkpoint, or its parts do not fit each other.
     """
-    backend = backends.resolve(backend)
     header, arrays = _read(path, _CHECKPOINT)
+    backend = backends.resolve(backend, _dtype(header))
     parts = {
         part: {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
         for part in ("network", "optimizer", "history")
@@ -172,7 +176,7 @@ def _write(path, kind, header, arrays):
         "header": json.dumps(header, sort_keys=True),
     }
     with replacing(path) as temporary:
-        save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, temporary, metadata=metadata)
+        save_file({name: np.asarray(on_host(a), order="C") for name, a in arrays.items()}, temporary, metadata=metadata)
 
 
 def _read(path, kind):
@@ -196,6 +200,13 @@ def _read(path, kind):
     except (KeyError, ValueError) as error:
         raise _not_ours(path, kind, f"its header cannot be read ({error!r})") from error
     return header, arrays
+
+
+def _dtype(header):
+    """Return the dtype of the network, which not every backend computes in; None if the header does not say."""
+    config = header.get("network") if isinstance(header, dict) else None
+    dtype = config.get("dtype") if isinstance(config, dict) else None
+    return dtype if dtype in DTYPES else None
 
 
 def _network(path, kind, header, parameters, backend):

@@ -1,6 +1,7 @@
 """Losses: a value and the gradient of the prediction, in one pass."""
 
 from fastperm.checks import check_real
+from fastperm.kernels.arrays import on_host
 
 
 def mean_squared_error(y, targets, kernels):
@@ -29,9 +30,10 @@ def mean_squared_error(y, targets, kernels):
     ValueError
         If the shapes differ.
     """
-    targets = as_targets(targets, y.shape, y.dtype)
+    targets = kernels.xp.asarray(as_targets(targets, y.shape, y.dtype))
+    y = kernels.xp.asarray(y)
     dy = kernels.xp.empty_like(y)
-    return kernels.mean_squared_error(y, targets, dy=dy), dy
+    return kernels.mean_squared_error(y, targets, dy=dy), on_host(dy)
 
 
 def as_targets(targets, shape, dtype, name="targets"):

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastperm import backend as backends
 from fastperm.checks import check_choice, check_dtype, check_integer
+from fastperm.kernels.arrays import on_host
 from fastperm.layers import Dense, Equivariant, Pooling, PoolingSaved, initialise
 from fastperm.losses import as_targets
 from fastperm.parameters import Parameters
@@ -50,7 +51,8 @@ class DeepSet:
     dtype : {"float32", "float64"}, default="float32"
         Precision of parameters and arithmetic.
     backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
-        Kernels to use; "auto" takes the fastest that is available.
+        Kernels to use; "auto" takes the fastest that is available. "cuda" computes in float32 only. Sets, predictions
+        and gradients of the input are NumPy arrays on every backend.
     seed : int, numpy.random.Generator or None, default=None
         Where the initial weights come from; None draws fresh ones.
 
@@ -58,7 +60,7 @@ class DeepSet:
     ----------
     parameters, gradients : dict of str to ndarray
         ``layers.0.self``, ``layers.0.pool`` (K_in, K_out), ``layers.0.bias`` (K_out,), …, ``head.weight``,
-        ``head.bias``. Assigning to a name copies into its array.
+        ``head.bias``. Assigning to a name copies into its array. CuPy arrays on the cuda backend.
     widths : tuple of int
         Width of each equivariant layer.
 
@@ -66,6 +68,7 @@ class DeepSet:
     ------
     ValueError, TypeError
         If an argument is out of range or of the wrong type.
+        TypeError also if the backend does not compute in this dtype.
     RuntimeError
         If the backend is not available here.
 
@@ -105,7 +108,7 @@ class DeepSet:
         self.pool = check_choice(pool, "pool", (*AGGREGATES, None))
         self.invariance = check_choice(invariance, "invariance", INVARIANCES)
         self.dtype = check_dtype(dtype)
-        self.backend = backends.resolve(backend)
+        self.backend = backends.resolve(backend, self.dtype)
         self.kernels = backends.get(self.backend)
 
         inputs = (self.in_features, *self.widths)
@@ -178,7 +181,7 @@ class DeepSet:
         sets, order = self._ordered(self.as_sets(sets))
         y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
         self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y)
-        return y if self.pool is not None else self._as_given(y, order)
+        return on_host(y if self.pool is not None else self._as_given(y, order))
 
     def predict_stream(self, chunks, *, weights=None):
         """Return the prediction for one set that does not fit in memory.
@@ -234,12 +237,12 @@ class DeepSet:
             *(stream.blocks, parameters, widths, aggregate, pool), c=c, y=None if pool is None else y
         )
         if pool is not None:
-            return y[0]
+            return on_host(y[0])
 
         def answer(x):
             y = xp.empty((len(x), self.out_features), self.dtype)
             self.kernels.deep_set_stream_rows(x, parameters, widths, c, y=y)
-            return y
+            return on_host(y)
 
         return stream.map(answer)
 
@@ -268,7 +271,7 @@ class DeepSet:
         y, head = self.head.forward(x)
         if self.pool is None:
             y = self._as_given(y, order)
-        return y, Saved(sets, order, tuple(kept), pooling, head)
+        return on_host(y), Saved(sets, order, tuple(kept), pooling, head)
 
     def loss_and_gradients(self, sets, targets):
         """Return the mean squared error, and make `gradients` those of this batch: one pass, nothing saved.
@@ -295,6 +298,7 @@ class DeepSet:
         sets = self.as_sets(sets)
         targets = as_targets(targets, self.prediction_shape(sets), self.dtype)
         sets, order = self._ordered(sets)
+        targets = self.kernels.xp.asarray(targets)
         if self.pool is None and order is not None:
             targets = targets[order]
         self.zero_gradients()
@@ -325,7 +329,7 @@ class DeepSet:
             If dy does not hold real numbers, or ``saved`` is not what `forward` returned.
         """
         self._check_saved(saved)
-        dx = as_targets(dy, self.prediction_shape(saved.sets), self.dtype, name="dy")
+        dx = self.kernels.xp.asarray(as_targets(dy, self.prediction_shape(saved.sets), self.dtype, name="dy"))
         if self.pool is None and saved.order is not None:
             dx = dx[saved.order]
         dx = self.head.backward(dx, saved.head)
@@ -333,7 +337,7 @@ class DeepSet:
             dx = self.pooling.backward(dx, saved.pooling, saved.sets)
         for i in reversed(range(self.depth)):
             dx = self.layers[i].backward(dx, saved.layers[i], saved.sets, inputs=inputs or i > 0)
-        return self._as_given(dx, saved.order)
+        return on_host(self._as_given(dx, saved.order))
 
     def zero_gradients(self):
         """Set all gradients to zero."""
@@ -361,7 +365,7 @@ class DeepSet:
         save_network(self, path)
 
     def __reduce__(self):
-        return _rebuild, (self.config(), self.backend, dict(self.parameters))
+        return _rebuild, (self.config(), self.backend, {name: on_host(a) for name, a in self.parameters.items()})
 
     def _check_saved(self, saved):
         """Refuse what another network saved: the kernels would read past the end of its arrays."""
@@ -377,19 +381,24 @@ class DeepSet:
             )
 
     def _ordered(self, sets):
-        """Return the sets as the kernels should see them, and the order of their rows (None for as they are)."""
+        """Return the sets as the kernels should see them, and the order of their rows (None for as they are).
+
+        They are in the arrays of the backend, which for the cuda backend lie on the GPU.
+        """
+        xp = self.kernels.xp
+        weights = None if sets.weights is None else xp.asarray(sets.weights)
+        sets = Sets._trusted(xp.asarray(sets.values), xp.asarray(sets.offsets), weights)
         if self.invariance == "rounding":
             return sets, None
         order = self.kernels.xp.empty(sets.n_elements, np.int64)
         self.kernels.canonical_order(*self._batch(sets), order=order)
         return sets._reorder(order), order
 
-    @staticmethod
-    def _as_given(rows, order):
+    def _as_given(self, rows, order):
         """Undo `_ordered` on an array of rows."""
         if order is None or rows is None:
             return rows
-        given = np.empty_like(rows)
+        given = self.kernels.xp.empty_like(rows)
         given[order] = rows
         return given
 

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from fastperm.kernels.arrays import on_host
+
 
 class Parameters(dict):
     """A dict of named arrays, all views into one flat array.
@@ -45,8 +47,9 @@ class Parameters(dict):
         return Parameters(self._shapes, self.kernels, self.flat.dtype)
 
     def same_layout(self, other):
-        """Return whether two of these have the same names and shapes, in the same order, and the same dtype."""
-        return list(self._shapes.items()) == list(other._shapes.items()) and self.flat.dtype == other.flat.dtype
+        """Return whether two of these have the same names and shapes in the same order, dtype and backend."""
+        alike = self.kernels is other.kernels and self.flat.dtype == other.flat.dtype
+        return alike and list(self._shapes.items()) == list(other._shapes.items())
 
     def copy(self):
         """Return the values as they are now: a dict of name to copied array."""
@@ -63,10 +66,10 @@ class Parameters(dict):
     def __setitem__(self, name, value):
         if name not in self:
             raise KeyError(f"no parameter is called {name!r}; there are {', '.join(self)}")
-        array = np.asarray(value, dtype=self.flat.dtype)
+        array = np.asarray(on_host(value), dtype=self.flat.dtype)
         if array.shape not in ((), self[name].shape):
             raise ValueError(f"{name} has shape {self[name].shape}, got {array.shape}")
-        self[name][...] = array
+        self[name][...] = self.kernels.xp.asarray(array)
 
     def update(self, other):  # type: ignore[override]
         """Copy the values of every name in ``other``."""

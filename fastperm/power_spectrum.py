@@ -179,7 +179,7 @@ class PowerSpectrum:
         # Rounded first, so that the samples belong to the positions that are handed out.
         x = self._draw_positions(offsets, generator).astype(self.dtype).astype(np.float64)
         y = np.empty_like(x)
-        backends.get(self.backend).fourier_series(x, offsets, coefficients, y=y)
+        backends.get(backends.for_numpy(self.backend)).fourier_series(x, offsets, coefficients, y=y)
         if self.noise > 0:
             y += self.noise * generator.standard_normal(len(y))
 
@@ -372,7 +372,7 @@ def evaluate_series(x, coefficients, *, backend="auto"):
     rows = np.array(np.broadcast_to(rows, (S, n)), order="C")
     series = np.array(np.broadcast_to(series, (S, series.shape[1])), order="C")
     y = np.empty((S, n))
-    backends.get(backend).fourier_series(rows.ravel(), n * np.arange(S + 1), series, y=y.ravel())
+    backends.get(backends.for_numpy(backend)).fourier_series(rows.ravel(), n * np.arange(S + 1), series, y=y.ravel())
     return y[0] if coefficients.ndim == x.ndim == 1 else y
 
 

@@ -1,6 +1,7 @@
 """The kernels: one module per backend, the same names in each.
 
-``reference`` (NumPy) is the specification, ``cpu`` (Numba) the fast twin. Choosing a backend is choosing a module.
+``reference`` (NumPy) is the specification, ``cpu`` (Numba) and ``cuda`` (Numba CUDA) the fast twins. Choosing a backend
+is choosing a module.
 
 Conventions. Inputs are positional, outputs and workspace keyword-only. Activation gradients (``dx``) are overwritten,
 parameter gradients (``dW``, ``db``) are accumulated. Kernels neither check nor allocate results; the layers above do.

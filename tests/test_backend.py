@@ -15,9 +15,8 @@ def test_auto_is_the_fast_one():
 
 def test_a_backend_that_is_missing_says_why_and_nothing_falls_back():
     assert backend.why_missing("cpu") is None
-    assert "no cuda kernels yet" in backend.why_missing("cuda")
-    with pytest.raises(RuntimeError, match="backend 'cuda' is not available: fastperm has no cuda kernels yet"):
-        fastperm.DeepSet(2, 3, 1, 1, backend="cuda")
+    with pytest.raises(ValueError, match="backend must be one of"):
+        backend.why_missing("tpu")
 
 
 def test_without_the_compiler_there_is_no_cpu_backend():

@@ -14,12 +14,12 @@ from fastperm import backend
 
 PACKAGE = Path(fastperm.__file__).parent
 KERNELS = Path(import_module("fastperm.kernels").__file__).parent
-TWINS = ("cpu",)
+TWINS = ("cpu", "cuda")
 
 # Floors of the house; an import may point to its own floor or further down.
 FLOORS = (
     ("kernels",),
-    ("backend", "checks", "files", "parameters", "sets", "streams", "threads"),
+    ("backend", "checks", "files", "gpu", "parameters", "sets", "streams", "threads"),
     ("layers", "losses", "adam"),
     ("network", "training", "checkpoints"),
     ("power_spectrum", "optimum", "baselines", "estimation", "figures"),
@@ -61,11 +61,22 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize("twin", TWINS)
 def test_backends_have_the_same_names_and_signatures(twin):
-    reference, other = backend.get("reference"), backend.get(twin)
+    # Not through backend.get: this needs no GPU.
+    reference, other = backend.get("reference"), import_module(f"fastperm.kernels.{twin}")
     assert sorted(reference.__all__) == sorted(other.__all__)
     for name in set(reference.__all__) - {"xp"}:
         wanted, found = inspect.signature(getattr(reference, name)), inspect.signature(getattr(other, name))
         assert str(found) == str(wanted), name
+
+
+def test_one_module_imports_numba_cuda():
+    importing = [path.name for path in (KERNELS / "cuda").glob("*.py") if "numba import cuda" in path.read_text()]
+    assert importing == ["compiling.py"]
+
+
+def test_importing_the_cuda_kernels_touches_neither_cupy_nor_a_driver():
+    script = "import sys, fastperm.kernels.cuda; print('cupy' in sys.modules)"
+    assert run_python(script) == "False"
 
 
 @pytest.mark.parametrize("twin", TWINS)

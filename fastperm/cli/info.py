@@ -16,7 +16,7 @@ def info():
     lines = {
         "fastperm": fastperm.__version__,
         "Python": f"{platform.python_version()} ({platform.platform()})",
-        **{name: _version(name) for name in ("numpy", "scipy", "numba", "safetensors", "matplotlib")},
+        **{name: _version(name) for name in ("numpy", "scipy", "numba", "numba-cuda", "safetensors", "matplotlib")},
         **_backends(),
         "CPU": f"{_cpu_name()}, {_registers()}",
         "GPU": _gpu(),

@@ -1,0 +1,21 @@
+"""The canonical order; what it is for is in ``kernels/reference/canonical_order.py``.
+
+One sort of all rows by set, columns and weights, which is CuPy's; it takes its keys in one array.
+"""
+
+from fastperm.kernels.cuda.compiling import xp
+from fastperm.kernels.cuda.pooling import sets_of_rows
+from fastperm.kernels.reference.canonical_order import as_bits
+
+
+def canonical_order(
+    x,  # (T, K)
+    offsets,  # (S + 1,)
+    weights,  # (T,) or None
+    *,
+    order,  # (T,), int64: row order[i] of x is row i of the sorted batch
+):
+    keys = [] if weights is None else [as_bits(weights)]
+    keys += [as_bits(x)[:, k] for k in reversed(range(x.shape[1]))]
+    keys.append(sets_of_rows(offsets, len(x)).astype(keys[0].dtype))
+    order[:] = xp().lexsort(xp().stack(keys))

@@ -1,0 +1,244 @@
+"""How the cuda backend is compiled and launched; the only module here that imports numba.cuda.
+
+Numba makes PTX out of a kernel, and CuPy loads and launches it: a launch through Numba itself costs some 88 µs of host
+time, as it takes every array for nine parameters. So kernels take bare pointers and sizes, and index flat arrays.
+
+PTX is kept on disk, in a folder ``cuda-STAMP`` of the user's cache folder, where STAMP is that of all sources of the
+backend. The name of a file holds the kernel, the architecture and the version of the compiler. A machine that has no
+compiler takes what it finds there: such a folder can be filled on one machine (`fill_cache`) and used on another. Where
+the folder cannot be written to, every process compiles for itself.
+
+With ``NUMBA_ENABLE_CUDASIM=1`` the same kernels run on NumPy arrays, in Numba's simulator, without a GPU.
+"""
+
+import functools
+import hashlib
+import os
+import re
+import tempfile
+import threading
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+import numba
+import numpy as np
+from numba.misc.appdirs import user_cache_dir
+
+SIMULATED = bool(numba.config.ENABLE_CUDASIM)
+
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the version that Numba itself brings, where numba-cuda is missing
+        from numba import cuda
+
+        if not SIMULATED:
+            from numba.cuda.extending import intrinsic as intrinsic  # for vectors.py
+except ImportError:  # kernels that were compiled elsewhere can still be launched
+    cuda = None
+
+# Oldest first. PTX for an architecture also runs on later ones: the driver compiles it for the card it finds.
+ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
+
+KERNELS: dict[str, "Kernel"] = {}
+
+
+class Kernel:
+    """A kernel: calling it launches it on the current stream.
+
+    Parameters
+    ----------
+    function : function
+        Its body: each thread runs it.
+    name : str
+        Its name, unique in the backend.
+    parameters : sequence of str
+        Types of its parameters: "f4", "f8", "i4", "i8", or one of these with "*" for an array, which is a pointer.
+    threads : int
+        Threads of a block.
+    """
+
+    def __init__(self, function, name, parameters, threads):
+        self.function, self.name, self.parameters, self.threads = function, name, tuple(parameters), threads
+        if name in KERNELS:
+            raise ValueError(f"there are two kernels called {name}")
+        KERNELS[name] = self
+
+    def __call__(self, blocks, *arguments):
+        """Launch so many blocks; None stands for an array that the kernel will not touch."""
+        if blocks == 0:
+            return
+        if SIMULATED:
+            self._simulated[blocks, self.threads](*map(_simulated_argument, self.parameters, arguments))
+            return
+        values = tuple(map(_argument, self.parameters, arguments))
+        _loaded(self.name, _device())((blocks,), (self.threads,), values)
+
+    def compile(self, architecture):
+        """Return PTX for an architecture, such as (9, 0), whose entry bears the name of the kernel."""
+        signature = numba.types.void(*(_numba_type(parameter) for parameter in self.parameters))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice about CUDA's own compiler
+            ptx, _ = cuda.compile_ptx(self.function, signature, cc=architecture)
+        entry = re.findall(r"\.entry (\w+)", ptx)[0]
+        # Numba aligns shared memory to its elements, and its simulator knows no other way; vectors need 16 bytes.
+        return re.sub(r"\.shared \.align [1248] ", ".shared .align 16 ", ptx.replace(entry, self.name))
+
+    @functools.cached_property
+    def _simulated(self):
+        return cuda.jit(self.function)
+
+
+def kernel(parameters, *, threads, name=None):
+    """Make a `Kernel` of a function, with the types of its parameters in one string."""
+    return lambda function: Kernel(function, name or function.__name__.lstrip("_"), parameters.split(), threads)
+
+
+def device(function):
+    """Make a function that kernels call.
+
+    It becomes part of them before Numba infers types: local arrays that it is given stay in registers, and Numba, which
+    compiles functions of their own for the current device, asks for none.
+    """
+    if cuda is None:
+        return function
+    return cuda.jit(device=True)(function) if SIMULATED else cuda.jit(device=True, inline="always")(function)
+
+
+def xp():
+    """Return the module of arrays: CuPy, or NumPy in the simulator. CuPy is imported here, on first use, and later."""
+    if SIMULATED:
+        return np
+    import cupy
+
+    return cupy
+
+
+def cache_folder():
+    """Return the folder of compiled kernels: in ``FASTPERM_CACHE_DIR``, or ``fastperm`` in the user's cache folder."""
+    return Path(os.environ.get("FASTPERM_CACHE_DIR") or user_cache_dir("fastperm")) / f"cuda-{_source_stamp()}"
+
+
+def fill_cache(architectures=ARCHITECTURES):
+    """Compile all kernels for these architectures into `cache_folder`, and return how many files it has for them."""
+    return sum(_ptx(name, architecture).exists() for architecture in architectures for name in KERNELS)
+
+
+def compiler():
+    """Return name and version of the compiler that is installed here, or None."""
+    if cuda is None or SIMULATED:
+        return None
+    try:
+        return f"numba-cuda-{metadata.version('numba-cuda')}"
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def target(capability):
+    """Return the architecture to compile for, given the compute capability of a card: the latest that it can run.
+
+    Raises
+    ------
+    RuntimeError
+        If the card is too old.
+    """
+    suitable = [architecture for architecture in ARCHITECTURES if architecture <= capability]
+    if not suitable:
+        wanted, found = (".".join(map(str, version)) for version in (ARCHITECTURES[0], capability))
+        raise RuntimeError(f"the GPU has compute capability {found}; expected at least {wanted}")
+    return suitable[-1]
+
+
+def compiled_elsewhere(architecture):
+    """Return whether `cache_folder` has all kernels for an architecture, from whatever compiler."""
+    return all(_stored(name, architecture) for name in KERNELS)
+
+
+@functools.cache
+def _source_stamp():
+    stamp = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        stamp.update(path.name.encode() + b"\0" + path.read_bytes())
+    return stamp.hexdigest()[:16]
+
+
+def _stored(name, architecture):
+    """Return the files of a kernel, the newest last."""
+    found = cache_folder().glob(f"{name}-sm_{architecture[0]}{architecture[1]}-*.ptx")
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def _ptx(name, architecture, folder=None):
+    """Return the file with the PTX of a kernel, compiled into ``folder``, or `cache_folder`, if it is not there."""
+    made_by = compiler()
+    if made_by is None:
+        if stored := _stored(name, architecture):
+            return stored[-1]
+        raise RuntimeError(
+            f"kernel {name} was not compiled for sm_{architecture[0]}{architecture[1]}: numba-cuda is not installed, "
+            f"and {cache_folder()} does not have it"
+        )
+    path = (folder or cache_folder()) / f"{name}-sm_{architecture[0]}{architecture[1]}-{made_by}.ptx"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Processes and threads may compile the same kernel at once: each writes a file of its own.
+        unfinished = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        unfinished.touch()  # before it is compiled: this folder may refuse
+        unfinished.write_text(KERNELS[name].compile(architecture))
+        unfinished.replace(path)
+    return path
+
+
+@functools.cache
+def _own_folder():
+    """Return a folder that goes away with this process."""
+    return tempfile.TemporaryDirectory(prefix="fastperm-")
+
+
+def _device():
+    import cupy
+
+    return cupy.cuda.runtime.getDevice()
+
+
+@functools.cache
+def _loaded(name, device):
+    """Return the kernel as CuPy launches it on a device, which is the current one."""
+    import cupy
+
+    capability = cupy.cuda.Device(device).compute_capability
+    architecture = target((int(capability[:-1]), int(capability[-1])))
+    try:
+        path = _ptx(name, architecture)
+    except OSError:  # a home that cannot be written to
+        path = _ptx(name, architecture, Path(_own_folder().name))
+    return cupy.RawModule(path=str(path)).get_function(name)
+
+
+def _numba_type(parameter):
+    own = {"f4": numba.types.float32, "f8": numba.types.float64, "i4": numba.types.int32, "i8": numba.types.int64}
+    element = own[parameter.rstrip("*")]
+    return numba.types.CPointer(element) if parameter.endswith("*") else element
+
+
+def _argument(parameter, argument):
+    """Return what CuPy passes to a kernel: an array, or a scalar of exactly this type."""
+    if parameter.endswith("*"):
+        if argument is None:
+            return np.uint64(0)
+        if not SIMULATED and isinstance(argument, np.ndarray):  # whose address means nothing to the GPU
+            raise TypeError("the cuda backend expected an array on the GPU, got one of NumPy")
+        if argument.dtype != parameter[:-1]:
+            raise TypeError(f"the cuda backend expected an array of {np.dtype(parameter[:-1])}, got {argument.dtype}")
+        return argument
+    return np.dtype(parameter).type(argument)
+
+
+def _simulated_argument(parameter, argument):
+    value = _argument(parameter, argument)
+    if parameter.endswith("*"):
+        if argument is None:
+            return np.zeros(1, parameter[:-1])
+        assert value.flags.c_contiguous  # a copy would be written to in its place
+        return value.reshape(-1)
+    return value

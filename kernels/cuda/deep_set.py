@@ -1,0 +1,116 @@
+"""The whole network; specification in ``kernels/reference/deep_set.py``.
+
+Layer by layer, as there, with the fused products of ``equivariant.py``: the launch that writes h_{i+1} also adds it up
+for the next pooling, and on the way back the launch that writes the gradient of h_i has masked it and added it up.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+
+from fastperm.kernels.cuda.compiling import xp
+from fastperm.kernels.cuda.dense import dense_backward, dense_forward
+from fastperm.kernels.cuda.equivariant import layer_forward, layer_inputs, layer_parameters, set_sums
+from fastperm.kernels.cuda.mean_squared_error import mean_squared_error
+from fastperm.kernels.cuda.pooling import (
+    CODES,
+    SUM,
+    divisors,
+    finish,
+    mask,
+    pool_partials,
+    row_scales,
+    sets_of_rows,
+    unpool,
+)
+from fastperm.kernels.cuda.product import NO_POOL
+from fastperm.kernels.reference.deep_set import split_parameters
+
+
+def deep_set_forward(
+    x,  # (T, K_0)
+    offsets,  # (S + 1,)
+    weights,  # (T,) or None
+    parameters,  # (P,), flat
+    widths,  # K_0, K_1, ..., K_D, K_fin
+    aggregate,  # "mean", "sum" or "max"
+    pool,  # "mean", "sum", "max" or None
+    *,
+    y,  # (S, K_fin), or (T, K_fin) without pooling
+):
+    # Two places take turns to hold the activations.
+    places = xp().empty((2, len(x) * max(widths[1:-1])), np.float32)
+    hidden = [places[i % 2, : len(x) * K].reshape(len(x), K) for i, K in enumerate(widths[1:-1])]
+    _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets_of_rows(offsets, len(x)), y)
+
+
+def deep_set_step(
+    x,  # (T, K_0)
+    offsets,  # (S + 1,)
+    weights,  # (T,) or None
+    targets,  # (S, K_fin), or (T, K_fin) without pooling
+    parameters,  # (P,), flat
+    widths,  # K_0, K_1, ..., K_D, K_fin
+    aggregate,  # "mean", "sum" or "max"
+    pool,  # "mean", "sum", "max" or None
+    *,
+    gradients,  # (P,), accumulated
+):
+    """Return the loss as a float. If it is not finite, the gradients mean nothing."""
+    layers, head = split_parameters(parameters, widths)
+    layer_gradients, (dW, db) = split_parameters(gradients, widths)
+    sets = sets_of_rows(offsets, len(x))
+    hidden = [xp().empty((len(x), K), np.float32) for K in widths[1:-1]]
+    y, dy = xp().empty(targets.shape, np.float32), xp().empty(targets.shape, np.float32)
+    pooled = _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y)
+    loss = mean_squared_error(y, targets, dy=dy)
+    if not np.isfinite(loss):
+        return loss
+
+    last, n_sets = hidden[-1], len(offsets) - 1
+    p = last if pool is None else pooled.pop()
+    dp = xp().empty(p.shape, np.float32)
+    dense_backward(dy, p, head[0], dx=dp, dW=dW, db=db)
+    if pool is None:
+        g = mask(dp, last)
+    else:
+        g = xp().empty(last.shape, np.float32)
+        scales = row_scales(offsets, weights, sets, pool)
+        unpool(dp, last, p, offsets, weights, scales, sets, pool, None, g, masked=True)
+    G = set_sums(pool_partials(g, sets, n_sets, None, SUM), offsets, n_sets)
+
+    scales = row_scales(offsets, weights, sets, aggregate)
+    below = [x, *hidden[:-1]]
+    for i in reversed(range(len(layers))):
+        W_self, W_pool, _ = layers[i]
+        layer_parameters(g, G, below[i], pooled[i], *layer_gradients[i])
+        if i > 0:
+            dx = xp().empty(below[i].shape, np.float32)
+            G = layer_inputs(
+                *(g, G, below[i], pooled[i], offsets, weights, scales, sets, W_self, W_pool, aggregate, dx), masked=True
+            )
+            g = dx
+    return loss
+
+
+def _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y):
+    """Write h_1 … h_D and y; return m_0 … m_{D−1} and, with pooling, p."""
+    layers, head = split_parameters(parameters, widths)
+    n_sets = len(offsets) - 1
+    ways = [aggregate] * len(layers) + [pool]
+    totals = divisors(offsets, weights, sets) if "mean" in ways else None
+    partials = pool_partials(x, sets, n_sets, weights, CODES[aggregate])
+    pooled = []
+    for i, (h, above) in enumerate(pairwise([x, *hidden])):
+        m = xp().empty((n_sets, h.shape[1]), np.float32)
+        finish(partials, offsets, ways[i], totals, m)
+        pooled.append(m)
+        code = NO_POOL if ways[i + 1] is None else CODES[ways[i + 1]]
+        partials = layer_forward(h, m, sets, weights, *layers[i], code, above)
+    if pool is None:
+        dense_forward(hidden[-1], *head, y=y)
+        return pooled
+    p = xp().empty((n_sets, hidden[-1].shape[1]), np.float32)
+    finish(partials, offsets, pool, totals, p)
+    dense_forward(p, *head, y=y)
+    return [*pooled, p]

@@ -1,0 +1,50 @@
+"""Real Fourier series at the elements of sets; the formula and the recurrence are in the reference twin.
+
+One thread per point, in float64 as everywhere, with the sum in two registers.
+"""
+
+import math
+
+import numpy as np
+
+from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel
+from fastperm.kernels.cuda.pooling import sets_of_rows
+
+THREADS = 4 if SIMULATED else 128
+
+
+def fourier_series(
+    x,  # (T,) float64, radians
+    offsets,  # (S + 1,) int64: set s owns the rows offsets[s]:offsets[s + 1]
+    coefficients,  # (S, k_max) complex128: c_k for k = 1 ... k_max
+    *,
+    y,  # (T,) float64, overwritten
+):
+    """Write y_n = Re Σ_k c_k e^{ikx_n}, set by set."""
+    sets = sets_of_rows(offsets, len(x))
+    k_max = coefficients.shape[1]
+    _fourier_series(-(-len(x) // THREADS), x, sets, coefficients.view(np.float64), k_max, len(x), y)
+
+
+@kernel("f8* i4* f8* i8 i8 f8*", threads=THREADS)
+def _fourier_series(
+    x,  # (T,)
+    sets,  # (T,)
+    coefficients,  # (S, k_max, 2): real and imaginary parts
+    k_max,
+    rows,  # T
+    y,  # (T,)
+):
+    row = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    if row < rows:
+        cosine = math.cos(x[row])
+        sine = math.sin(x[row])
+        place = 2 * k_max * (np.int64(sets[row]) + 1)
+        re = np.float64(0)
+        im = np.float64(0)
+        for _ in range(k_max):
+            place -= 2
+            turned = re * cosine - im * sine + coefficients[place]
+            im = re * sine + im * cosine + coefficients[place + 1]
+            re = turned
+        y[row] = re * cosine - im * sine

@@ -1,0 +1,370 @@
+"""Pooling; formula and derivation in ``kernels/reference/pooling.py``.
+
+Float atomics would add in any order, and one thread per set would leave most of the card idle. So pooling takes two
+passes. First, every PARTIAL_ROWS rows are summed, set by set where they belong to several; with g the number of these
+rows and s the set, that sum goes to row g + s of ``partials``. From one sum to the next in order of the rows, g or s
+grows, or both: so no two of them share a place, whatever the sets. Then one block per set adds up its own, in order.
+Other kernels that have rows at hand do the first pass in passing (`pool_rows`).
+"""
+
+import numpy as np
+
+from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
+
+SUM, MAX, TIES = 0, 1, 2
+# What the first pass does; a mean is a sum that the second pass divides.
+CODES = {"mean": SUM, "sum": SUM, "max": MAX}
+
+# In single precision, as one sum; the sums are added up in double precision. Small where the simulator runs, so that
+# small cases have edges.
+PARTIAL_ROWS = 4 if SIMULATED else 32
+THREADS = 4 if SIMULATED else 256
+# A block of the second pass: so many columns, and so many threads that share the sums of each.
+FINISH_COLUMNS, FINISH_SHARES = (2, 2) if SIMULATED else (32, 8)
+FINISH_THREADS = FINISH_COLUMNS * FINISH_SHARES
+
+
+def pooling_forward(
+    x,  # (T, K)
+    offsets,  # (S + 1,)
+    weights,  # (T,) or None
+    pool,  # "mean", "sum" or "max"
+    *,
+    p,  # (S, K)
+):
+    sets = sets_of_rows(offsets, len(x))
+    finish(pool_partials(x, sets, len(p), weights, CODES[pool]), offsets, pool, divisors(offsets, weights, sets), p)
+
+
+def pooling_backward(
+    dp,  # (S, K)
+    x,  # (T, K)
+    p,  # (S, K)
+    offsets,  # (S + 1,)
+    weights,  # (T,) or None
+    pool,  # "mean", "sum" or "max"
+    *,
+    dx,  # (T, K), overwritten
+):
+    sets = sets_of_rows(offsets, len(x))
+    scales = row_scales(offsets, weights, sets, pool)
+    unpool(dp, x, p, offsets, weights, scales, sets, pool, None, dx)
+
+
+def sets_of_rows(
+    offsets,  # (S + 1,)
+    rows,  # T
+):
+    """Return the set that each row belongs to: (T,) int32."""
+    sets = xp().empty(rows, np.int32)
+    _sets_of_rows(-(-rows // THREADS), offsets, len(offsets) - 1, rows, sets)
+    return sets
+
+
+def divisors(
+    offsets,  # (S + 1,)
+    weights,  # (T,) or None
+    sets,  # (T,)
+):
+    """Return W_s, (S,) float32; None where there are no weights, since the offsets tell then."""
+    if weights is None:
+        return None
+    totals = xp().empty((len(offsets) - 1, 1), np.float32)
+    finish(pool_partials(weights.reshape(-1, 1), sets, len(totals), None, SUM), offsets, "sum", None, totals)
+    return totals.reshape(-1)
+
+
+def row_scales(
+    offsets,  # (S + 1,)
+    weights,  # (T,) or None
+    sets,  # (T,)
+    pool,  # "mean", "sum" or "max"
+):
+    """Return what the gradient of a pooled vector gives every row: (T,) float32, w_n / W_s or w_n; None if it is 1."""
+    if pool != "mean":
+        return weights
+    scales = xp().empty(len(sets), np.float32)
+    totals = divisors(offsets, weights, sets)
+    _row_scales(-(-len(sets) // THREADS), sets, offsets, weights, totals, weights is not None, len(sets), scales)
+    return scales
+
+
+def partial_sums(
+    rows,  # T
+    n_sets,  # S
+    columns,  # K
+):
+    """Return where the first pass over so many rows writes: (G + S − 1, K), G = ⌈T / PARTIAL_ROWS⌉."""
+    return xp().empty((-(-rows // PARTIAL_ROWS) + n_sets - 1, columns), np.float32)
+
+
+def pool_partials(
+    x,  # (T, K)
+    sets,  # (T,), or None where all rows are one set
+    n_sets,  # S
+    weights,  # (T,) or None
+    code,  # SUM, MAX or TIES
+    p=None,  # (S, K), for TIES
+):
+    """Do the first pass and return its sums."""
+    rows, columns = x.shape
+    partials = partial_sums(rows, n_sets, columns)
+    units = -(-rows // PARTIAL_ROWS) * columns
+    flags = (sets is not None, weights is not None, code)
+    _pool_partials(-(-units // THREADS), x, sets, weights, p, *flags, rows, columns, partials)
+    return partials
+
+
+def finish(
+    partials,  # (G + S − 1, K)
+    offsets,  # (S + 1,), or the number of rows where all are one set
+    pool,  # "mean", "sum" or "max"
+    totals,  # (S,) or None: W_s, for a mean of weighted elements
+    p,  # (S, K)
+    *,
+    accumulate=False,  # add to p
+):
+    """Do the second pass."""
+    n_sets, columns = p.shape
+    rows, bounds = (offsets, None) if isinstance(offsets, int) else (0, offsets)
+    flags = (bounds is not None, totals is not None, pool == "max", pool == "mean", accumulate)
+    _finish(n_sets * -(-columns // FINISH_COLUMNS), partials, bounds, totals, *flags, rows, columns, p)
+
+
+def unpool(
+    dp,  # (S, K)
+    x,  # (T, K)
+    p,  # (S, K)
+    offsets,  # (S + 1,)
+    weights,  # (T,) or None
+    scales,  # (T,) or None, from `row_scales`
+    sets,  # (T,)
+    pool,  # "mean", "sum" or "max"
+    added,  # (T, K) or None: what is added
+    dx,  # (T, K)
+    *,
+    masked=False,  # whether x is a ReLU whose gradient is wanted: zero where x is
+):
+    """Write the gradient of a pooling for each row."""
+    if pool == "max":
+        ties = xp().empty(p.shape, np.float32)
+        finish(pool_partials(x, sets, len(p), weights, TIES, p), offsets, "sum", None, ties)
+        scales = weights
+    else:
+        ties = None
+    rows, columns = x.shape
+    flags = (ties is not None, scales is not None, added is not None, masked)
+    _unpool(-(-rows * columns // THREADS), dp, x, p, ties, scales, sets, added, *flags, rows, columns, dx)
+
+
+def mask(
+    dy,  # (T, K)
+    y,  # (T, K)
+):
+    """Return the gradient of a ReLU, (T, K): dy where y > 0."""
+    g = xp().empty(y.shape, np.float32)
+    _mask(-(-y.size // THREADS), dy, y, y.size, g)
+    return g
+
+
+def add_column_sums(
+    g,  # (R, K)
+    total,  # (K,), added to
+):
+    finish(pool_partials(g, None, 1, None, SUM), len(g), "sum", None, total.reshape(1, -1), accumulate=True)
+
+
+@device
+def _with(total, value, maximum):
+    """Return the sum, or the larger, of the two."""
+    if not maximum:
+        return total + value
+    # Not a comparison alone: a NaN must reach the output.
+    return value if value > total or value != value else total
+
+
+@device
+def pool_rows(
+    source,  # the rows, wherever they are
+    place,  # of the first number to take, in source
+    stride,  # from one row to the next, in source
+    first_row,  # a multiple of PARTIAL_ROWS
+    count,  # at most PARTIAL_ROWS
+    column,
+    columns,  # K
+    sets,  # (T,), if with_sets
+    weights,  # (T,), if weighted
+    p,  # (S, K), for TIES
+    with_sets,
+    weighted,
+    code,
+    partials,  # (G + S − 1, K)
+):
+    """Do the first pass over one column of PARTIAL_ROWS rows."""
+    start = np.float32(-np.inf) if code == MAX else np.float32(0)
+    group = first_row // PARTIAL_ROWS
+    total = start
+    s = np.int64(sets[first_row]) if with_sets else np.int64(0)
+    for r in range(count):
+        own = np.int64(sets[first_row + r]) if with_sets else np.int64(0)
+        if own != s:
+            partials[(group + s) * columns + column] = total
+            total = start
+            s = own
+        value = source[place + r * stride]
+        w = weights[first_row + r] if weighted else np.float32(1)
+        if code == MAX:
+            if w > np.float32(0):
+                total = _with(total, value, True)
+        elif code == TIES:
+            if value == p[s * columns + column]:
+                total += w
+        else:
+            total += w * value
+    partials[(group + s) * columns + column] = total
+
+
+@kernel("f4* i4* f4* f4* i4 i4 i4 i8 i8 f4*", threads=THREADS)
+def _pool_partials(
+    x,  # (T, K)
+    sets,  # (T,), if with_sets
+    weights,  # (T,), if weighted
+    p,  # (S, K), for TIES
+    with_sets,
+    weighted,
+    code,
+    rows,  # T
+    columns,  # K
+    partials,  # (G + S − 1, K)
+):
+    # Neighbouring threads have neighbouring columns.
+    unit = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    column = unit % columns
+    first = unit // columns * PARTIAL_ROWS
+    if first < rows:
+        count = min(np.int64(PARTIAL_ROWS), rows - first)
+        place = first * columns + column
+        pool_rows(
+            x, place, columns, first, count, column, columns, sets, weights, p, with_sets, weighted, code, partials
+        )
+
+
+@kernel("f4* i8* f4* i4 i4 i4 i4 i4 i8 i8 f4*", threads=FINISH_THREADS)
+def _finish(
+    partials,  # (G + S − 1, K)
+    offsets,  # (S + 1,), if with_sets
+    totals,  # (S,), if weighted
+    with_sets,
+    weighted,
+    maximum,
+    mean,
+    accumulate,
+    rows,  # T, without sets
+    columns,  # K
+    p,  # (S, K)
+):
+    shared = cuda.shared.array(FINISH_THREADS, np.float64)
+    thread = cuda.threadIdx.x
+    column_blocks = (columns + FINISH_COLUMNS - 1) // FINISH_COLUMNS
+    s = cuda.blockIdx.x // column_blocks
+    column = cuda.blockIdx.x % column_blocks * FINISH_COLUMNS + thread % FINISH_COLUMNS
+    first = offsets[s] if with_sets else np.int64(0)
+    last = offsets[s + 1] if with_sets else rows
+    total = -np.inf if maximum else 0.0
+    if column < columns:
+        end = (last - 1) // PARTIAL_ROWS + 1 + s
+        for i in range(first // PARTIAL_ROWS + s + thread // FINISH_COLUMNS, end, FINISH_SHARES):
+            total = _with(total, np.float64(partials[i * columns + column]), maximum)
+    shared[thread] = total
+    cuda.syncthreads()
+    if thread < FINISH_COLUMNS and column < columns:
+        for share in range(1, FINISH_SHARES):
+            total = _with(total, shared[share * FINISH_COLUMNS + thread], maximum)
+        if mean:
+            total /= np.float64(totals[s]) if weighted else np.float64(last - first)
+        place = s * columns + column
+        p[place] = p[place] + np.float32(total) if accumulate else np.float32(total)
+
+
+@kernel("i8* i8 i8 i4*", threads=THREADS)
+def _sets_of_rows(
+    offsets,  # (S + 1,)
+    n_sets,  # S
+    rows,  # T
+    sets,  # (T,)
+):
+    row = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    if row < rows:
+        low = np.int64(0)
+        high = n_sets
+        while high - low > 1:
+            middle = (low + high) // 2
+            if offsets[middle] <= row:
+                low = middle
+            else:
+                high = middle
+        sets[row] = low
+
+
+@kernel("i4* i8* f4* f4* i4 i8 f4*", threads=THREADS)
+def _row_scales(
+    sets,  # (T,)
+    offsets,  # (S + 1,)
+    weights,  # (T,), if weighted
+    totals,  # (S,), if weighted
+    weighted,
+    rows,  # T
+    scales,  # (T,)
+):
+    row = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    if row < rows:
+        s = sets[row]
+        if weighted:
+            scales[row] = weights[row] / totals[s]
+        else:
+            scales[row] = np.float32(1) / np.float32(offsets[s + 1] - offsets[s])
+
+
+@kernel("f4* f4* f4* f4* f4* i4* f4* i4 i4 i4 i4 i8 i8 f4*", threads=THREADS)
+def _unpool(
+    dp,  # (S, K)
+    x,  # (T, K)
+    p,  # (S, K), for the maximum
+    ties,  # (S, K), for the maximum: the weight of the elements that attain it
+    scales,  # (T,), if scaled
+    sets,  # (T,)
+    added,  # (T, K), if adding
+    maximum,
+    scaled,
+    adding,
+    masked,
+    rows,  # T
+    columns,  # K
+    dx,  # (T, K)
+):
+    place = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    row = place // columns
+    if row < rows:
+        own = sets[row] * columns + place % columns
+        value = dp[own]
+        if scaled:
+            value *= scales[row]
+        if maximum:
+            value = value / ties[own] if x[place] == p[own] else np.float32(0)
+        if adding:
+            value += added[place]
+        if masked and not x[place] > np.float32(0):
+            value = np.float32(0)
+        dx[place] = value
+
+
+@kernel("f4* f4* i8 f4*", threads=THREADS)
+def _mask(
+    dy,  # (T, K)
+    y,  # (T, K)
+    size,  # T K
+    g,  # (T, K)
+):
+    place = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    if place < size:
+        g[place] = dy[place] if y[place] > np.float32(0) else np.float32(0)

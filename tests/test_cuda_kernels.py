@@ -1,0 +1,380 @@
+"""The cuda kernels against the reference in float64: in Numba's simulator (`make test`) or on a GPU (`make gpu`).
+
+In the simulator tiles and blocks are small, so that small cases have edges everywhere. It has to be chosen before Numba
+is imported, so these tests have a process of their own.
+"""
+
+import sys
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from cases import Case, as_dtype, error, poisoned
+
+import fastperm
+from fastperm import backend
+from fastperm.kernels import reference
+from fastperm.kernels.arrays import on_host
+from fastperm.kernels.cuda import compiling
+
+pytestmark = pytest.mark.cuda
+
+HOW = ("mean", "sum", "max")
+WEIGHTED = pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+# Sums of at most some hundred terms in float32, at 6e-8 each.
+TOLERANCE = 5e-6
+
+# (elements per set, K_in, K_out): one element, one set, many small sets in a tile, widths of every tile and alignment.
+SHAPES = (
+    ((1,), 1, 1),
+    ((7,), 3, 17),
+    ((1, 5, 2, 9), 17, 3),
+    ((3,) * 7, 4, 8),
+    ((13, 1, 8), 33, 12),
+    ((21,), 8, 33),
+)
+if not compiling.SIMULATED:
+    SHAPES += (((512,) * 4 + (37,), 64, 64), ((1000, 3, 77), 130, 33), ((5,) * 300, 2, 200), ((5000,), 32, 16))
+ALL_SHAPES = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{len(s[0])}sets-{s[1]}to{s[2]}")
+
+
+class OnDevice:
+    """The kernels, for arrays on the host: they are taken to the GPU, and the outputs back."""
+
+    def __init__(self, kernels):
+        self.kernels = kernels
+
+    def __getattr__(self, name):
+        def call(*inputs, **outputs):
+            inputs, on_device = map(self._moved, inputs), {key: self._moved(value) for key, value in outputs.items()}
+            result = getattr(self.kernels, name)(*inputs, **on_device)
+            for key, value in outputs.items():
+                if value is not None:
+                    value[...] = on_host(on_device[key])
+            return result
+
+        return call
+
+    def _moved(self, value):
+        return self.kernels.xp.asarray(value) if isinstance(value, np.ndarray) else value
+
+
+class _OnceForAll(dict):
+    """Where the simulator keeps shared arrays: the first thread that misses one makes it, while the others wait.
+
+    Left to itself, the simulator gives two threads that ask at once an array each.
+    """
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def get(self, key):
+        self.lock.acquire()
+        found = super().get(key)
+        if found is not None:
+            self.lock.release()
+        return found
+
+    def __setitem__(self, key, array):
+        super().__setitem__(key, array)
+        self.lock.release()
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    from fastperm.kernels import cuda
+
+    if not compiling.SIMULATED:
+        assert (why := backend.why_missing("cuda")) is None, f"{why}; NUMBA_ENABLE_CUDASIM=1 needs no GPU"
+        yield OnDevice(cuda)
+        return
+
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
+    class Shared(FakeCUDAShared):
+        def __init__(self, size):
+            super().__init__(size)
+            self._allocations = _OnceForAll()
+
+    # The simulator has a Python thread for each of a block, and one that watches them without pause: let it be short.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(2e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("numba.cuda.simulator.kernelapi.FakeCUDAShared", Shared)
+        yield cuda
+    sys.setswitchinterval(interval)
+
+
+def float32(*arrays):
+    return as_dtype("float32", *arrays)
+
+
+def layer(kernels, case, dtype, aggregate, activation, start=0.0, inputs=True):
+    """Return y, m, dx, dW_self, dW_pool, db; results were NaN before, and the gradients of parameters ``start``."""
+    x, weights, W_self, W_pool, b, dy = as_dtype(dtype, case.x, case.weights, case.W_self, case.W_pool, case.b, case.dy)
+    y, m = poisoned((case.T, b.size), dtype), poisoned((case.S, x.shape[1]), dtype)
+    kernels.equivariant_forward(x, case.offsets, weights, W_self, W_pool, b, aggregate, activation, y=y, m=m)
+    dx = poisoned(x.shape, dtype) if inputs else None
+    gradients = {name: np.full(array.shape, start, dtype) for name, array in
+                 (("dW_self", W_self), ("dW_pool", W_pool), ("db", b))}  # fmt: skip
+    kernels.equivariant_backward(
+        dy, x, y, m, case.offsets, weights, W_self, W_pool, aggregate, activation, dx=dx, **gradients
+    )
+    return [y, m, dx, *gradients.values()]
+
+
+@WEIGHTED
+@pytest.mark.parametrize("aggregate", HOW)
+@ALL_SHAPES
+def test_equivariant(cuda, shape, aggregate, weighted):
+    case = Case(*shape, weighted)
+    for found, wanted in zip(
+        layer(cuda, case, "float32", aggregate, "relu", 0.5),
+        layer(reference, case, "float64", aggregate, "relu", 0.5),
+        strict=True,
+    ):
+        assert found.dtype == "float32"
+        assert error(found, wanted) <= TOLERANCE
+
+
+def test_equivariant_without_relu_and_without_gradient_of_the_input(cuda):
+    case = Case((5, 3), 3, 17, weighted=True)
+    found = layer(cuda, case, "float32", "mean", "identity", inputs=False)
+    wanted = layer(reference, case, "float64", "mean", "identity", inputs=False)
+    assert found.pop(2) is wanted.pop(2) is None
+    for array, other in zip(found, wanted, strict=True):
+        assert error(array, other) <= TOLERANCE
+
+
+@pytest.mark.skipif(not compiling.SIMULATED, reason="the other tests use these tiles on a GPU")
+def test_a_tile_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
+    from fastperm.kernels.cuda import pooling, product
+
+    for module, name, value in ((product, "INNER", 16), (product, "PARTIAL_ROWS", 32), (pooling, "PARTIAL_ROWS", 32)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(compiling, "KERNELS", {})
+    tile = product.Tile(16, 8, 2, 2)
+    assert (tile.threads, tile.rows, tile.columns) == (128, 128, 64)
+    kernels = {
+        "plain": product._make("plain", tile, True, False),
+        "turned": product._make("turned", tile, True, True),
+        "transposed": product._make("transposed", tile, False, False),
+    }
+    monkeypatch.setattr(product, "PRODUCTS", {1 << 62: (tile, kernels)})
+    monkeypatch.setattr(product, "LEAST_ROWS", 40)
+    case = Case((50, 1, 29), 18, 36, weighted=True)
+    sets = np.repeat(np.arange(3, dtype=np.int32), case.counts)
+    x, W, c, weights = float32(case.x, case.W_self, case.dy[:3], case.weights)
+    y, p = poisoned(case.dy.shape, "float32"), poisoned((3, 36), "float32")
+    partials = product.product(x, W, y, c=c, sets=sets, relu=True, weights=weights, code=pooling.SUM, n_sets=3)
+    pooling.finish(partials, case.offsets, "sum", None, p)
+    wanted = np.maximum(case.x @ case.W_self + case.dy[sets], 0)
+    assert error(y, wanted) <= TOLERANCE
+    assert error(p, np.add.reduceat(wanted * case.weights[:, None], case.offsets[:-1])) <= TOLERANCE
+
+    dx, dW = poisoned(x.shape, "float32"), np.ones_like(W)
+    product.product(y, W, dx, B_along_k=True, masked_by=x)
+    product.add_transposed_product(x, y, dW)
+    assert error(dx, np.where(case.x > 0, wanted @ case.W_self.T, 0)) <= TOLERANCE
+    assert error(dW, 1 + case.x.T @ wanted) <= TOLERANCE
+
+
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+def test_nan_passes_through(cuda, activation):
+    case = Case((5, 4), 3, 5, weighted=False)
+    case.x[1, 2] = np.nan
+    y, m = poisoned((9, 5), "float32"), poisoned((2, 3), "float32")
+    arrays = float32(case.W_self, case.W_pool, case.b)
+    cuda.equivariant_forward(*float32(case.x), case.offsets, None, *arrays, "max", activation, y=y, m=m)
+    assert np.isnan(y[:5]).all()
+    assert np.isfinite(y[5:]).all()
+
+
+def test_two_runs_have_the_same_bits(cuda):
+    case = Case((13, 1, 8), 33, 12, weighted=True)
+    for once, again in zip(*(layer(cuda, case, "float32", "mean", "relu") for _ in range(2)), strict=True):
+        np.testing.assert_array_equal(once, again)
+
+
+@WEIGHTED
+@pytest.mark.parametrize("pool", HOW)
+@pytest.mark.parametrize("counts", [(1,), (9,), (1, 5, 2, 17)], ids=str)
+def test_pooling(cuda, counts, pool, weighted):
+    case = Case(counts, 5, 1, weighted)
+    case.x = case.x.round()  # ties for the maximum
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        x, weights, dp = as_dtype(dtype, case.x, case.weights, case.dp)
+        p, dx = poisoned((case.S, 5), dtype), poisoned(x.shape, dtype)
+        kernels.pooling_forward(x, case.offsets, weights, pool, p=p)
+        kernels.pooling_backward(dp, x, p, case.offsets, weights, pool, dx=dx)
+        results.append((p, dx))
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 4), (30, 5, 33), (70, 8, 4)], ids=str)
+def test_dense(cuda, shape):
+    R, K_in, K_out = shape
+    generator = np.random.default_rng(0)
+    arrays = [generator.standard_normal(s) for s in ((R, K_in), (K_in, K_out), (K_out,), (R, K_out))]
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        x, W, b, dy = as_dtype(dtype, *arrays)
+        y, dx = poisoned((R, K_out), dtype), poisoned((R, K_in), dtype)
+        dW, db = np.full((K_in, K_out), 0.5, dtype), np.full(K_out, 0.5, dtype)
+        kernels.dense_forward(x, W, b, y=y)
+        kernels.dense_backward(dy, x, W, dx=dx, dW=dW, db=db)
+        results.append((y, dx, dW, db))
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= TOLERANCE
+
+
+def test_rows_that_are_not_aligned(cuda):
+    # A matrix of the flat parameters may begin anywhere: then no access of 128 bits will do.
+    generator = np.random.default_rng(0)
+    flat = generator.standard_normal(1 + 8 * 8).astype(np.float32)
+    x, W, b = generator.standard_normal((9, 8)).astype(np.float32), flat[1:].reshape(8, 8), flat[:8]
+    y, dx = poisoned((9, 8), "float32"), poisoned((9, 8), "float32")
+    cuda.dense_forward(x, W, b, y=y)
+    cuda.dense_backward(x, x, W, dx=dx, dW=np.zeros_like(W), db=np.zeros_like(b))
+    assert error(y, x.astype(float) @ W + b) <= TOLERANCE
+    assert error(dx, x.astype(float) @ W.T) <= TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (9, 2)], ids=str)
+def test_mean_squared_error(cuda, shape):
+    y, targets = np.random.default_rng(0).standard_normal((2, *shape))
+    found, wanted = poisoned(shape, "float32"), poisoned(shape, "float64")
+    loss = cuda.mean_squared_error(*float32(y, targets), dy=found)
+    assert isinstance(loss, float)
+    assert loss == pytest.approx(reference.mean_squared_error(y, targets, dy=wanted), rel=TOLERANCE)
+    assert error(found, wanted) <= TOLERANCE
+
+
+def test_adam(cuda):
+    g, p, m = np.random.default_rng(0).standard_normal((3, 11))
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        arrays = as_dtype(dtype, p.copy(), m.copy(), m**2)
+        for t in (1, 2):
+            kernels.adam_step(*as_dtype(dtype, g), 1e-2, 0.9, 0.999, 1e-7, t, **dict(zip("pmv", arrays, strict=True)))
+        results.append(arrays)
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= TOLERANCE
+
+
+def test_fourier_series(cuda):
+    generator = np.random.default_rng(0)
+    offsets = np.array([0, 3, 4, 9])
+    x = generator.uniform(0, 2 * np.pi, 9)
+    coefficients = generator.standard_normal((3, 10)).view(np.complex128)
+    found, wanted = poisoned(9, "float64"), poisoned(9, "float64")
+    cuda.fourier_series(x, offsets, coefficients, y=found)
+    reference.fourier_series(x, offsets, coefficients, y=wanted)
+    assert error(found, wanted) <= 1e-13
+
+
+@WEIGHTED
+def test_canonical_order(cuda, weighted):
+    case = Case((1, 6, 9), 3, 1, weighted)
+    x, weights = float32(case.x.round(), case.weights)
+    orders = np.full((2, case.T), -1, np.int64)
+    for kernels, order in zip((cuda, reference), orders, strict=True):
+        kernels.canonical_order(x, case.offsets, weights, order=order)
+    keys = np.column_stack([x, np.ones(case.T) if weights is None else weights])
+    np.testing.assert_array_equal(*(keys[order] for order in orders))
+
+
+def network(widths, seed=3):
+    """Return flat parameters; no bias is zero, so that no unit sits on the kink of its ReLU."""
+    generator = np.random.default_rng(seed)
+    parts = []
+    for K_in, K_out in pairwise(widths[:-1]):
+        parts += [generator.standard_normal((2, K_in, K_out)) / np.sqrt(K_in), generator.standard_normal(K_out)]
+    parts += [generator.standard_normal(widths[-2:]) / np.sqrt(widths[-2]), generator.standard_normal(widths[-1])]
+    return np.concatenate([part.ravel() for part in parts])
+
+
+@WEIGHTED
+@pytest.mark.parametrize(
+    ("aggregate", "pool"),
+    [("mean", "mean"), ("sum", "max"), ("max", "sum"), ("mean", None), ("max", "max")],
+    ids=lambda how: str(how),
+)
+@pytest.mark.parametrize(
+    ("widths", "counts"), [((3, 8, 12, 4), (7, 1, 10)), ((1, 5, 17, 1), (6,))], ids=["8-12", "5-17"]
+)
+def test_deep_set(cuda, widths, counts, aggregate, pool, weighted):
+    case, flat = Case(counts, widths[0], 1, weighted), network(widths)
+    if aggregate == "sum":  # keep numbers of size 1 through the layers
+        case.weights = case.w / max(counts)
+    shape = (case.T if pool is None else case.S, widths[-1])
+    targets = np.random.default_rng(4).standard_normal(shape)
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        x, weights, parameters, targets_ = as_dtype(dtype, case.x, case.weights, flat, targets)
+        y, gradients = poisoned(shape, dtype), np.full(flat.shape, 0.5, dtype)
+        batch, how = (x, case.offsets, weights), (parameters, widths, aggregate, pool)
+        kernels.deep_set_forward(*batch, *how, y=y)
+        loss = kernels.deep_set_step(*batch, targets_, *how, gradients=gradients)
+        assert isinstance(loss, float)
+        results.append((y, gradients, [loss]))
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= 2 * TOLERANCE
+
+
+def test_a_loss_that_is_not_finite_is_returned(cuda):
+    case, widths = Case((3,), 2, 1, weighted=False), (2, 3, 1)
+    flat, targets = float32(network(widths), np.full((1, 1), np.nan))
+    loss = cuda.deep_set_step(
+        *float32(case.x), case.offsets, None, targets, flat, widths, "mean", "mean", gradients=np.zeros_like(flat)
+    )
+    assert np.isnan(loss)
+
+
+@WEIGHTED
+@pytest.mark.parametrize(("aggregate", "pool"), [("mean", "max"), ("max", "mean"), ("sum", None)], ids=str)
+def test_deep_set_stream(cuda, aggregate, pool, weighted, monkeypatch):
+    from fastperm.kernels.cuda import deep_set_stream
+
+    monkeypatch.setattr(deep_set_stream, "STREAM_ROWS", 8)
+    case, widths = Case((21,), 2, 1, weighted), (2, 5, 8, 3)
+    case.weights = None if case.weights is None else case.weights / 21
+    rows = case.T if pool is None else 1
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        x, weights, flat = as_dtype(dtype, case.x, case.weights, network(widths))
+        c, y = poisoned((2, 8), dtype), poisoned((rows, 3), dtype)
+
+        def blocks(x=x, weights=weights):
+            for first in (0, 16):
+                own = slice(first, first + 16)
+                yield x[own], None if weights is None else weights[own]
+
+        kernels.deep_set_stream_pool(blocks, flat, widths, aggregate, pool, c=c, y=None if pool is None else y)
+        if pool is None:
+            kernels.deep_set_stream_rows(x, flat, widths, c, y=y)
+        results.append(y)
+    assert error(*results) <= 2 * TOLERANCE
+
+
+def test_float64_is_refused(cuda):
+    with pytest.raises(TypeError, match="the cuda backend expected an array of float32, got float64"):
+        cuda.dense_forward(*np.ones((2, 2, 2)), np.ones(2), y=np.ones((2, 2)))
+
+
+def test_a_network_trains_and_moves_between_backends(cuda):
+    x, targets = np.random.default_rng(0).standard_normal((3, 5, 2)), np.ones((3, 2))
+    nets = [fastperm.DeepSet(2, 4, 2, 2, seed=0, backend=name) for name in ("cuda", "reference")]
+    optimizers = [fastperm.Adam(), fastperm.Adam()]
+    for _ in range(2):
+        losses = [fastperm.train_step(net, x, targets, own) for net, own in zip(nets, optimizers, strict=True)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert error(nets[0](x), nets[1](x)) <= 1e-4
+    dx = [net.backward(np.ones((3, 2)), net.forward(x)[1]) for net in nets]
+    assert error(*dx) <= 1e-4
+    moved = nets[0].to("reference")
+    assert error(moved(x), nets[0](x)) <= TOLERANCE
+    assert error(nets[0].predict_stream(lambda: [x[0]]), nets[0](x[:1])[0]) <= TOLERANCE

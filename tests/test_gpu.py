@@ -1,0 +1,249 @@
+"""Finding a GPU, and launching on it, with a fake driver and a fake CuPy: no GPU is needed."""
+
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import fastperm
+from fastperm import backend, gpu
+from fastperm.kernels import cuda as kernels
+from fastperm.kernels import reference
+from fastperm.kernels.arrays import on_host
+from fastperm.kernels.cuda import compiling
+from fastperm.losses import mean_squared_error
+
+
+class FakeRuntime(SimpleNamespace):
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Return a function that makes this a machine with a GPU: one that is fine, but for what is said."""
+    caches = (backend.why_missing, backend._cuda_for_auto, compiling._loaded)
+
+    def forget():
+        for cache in caches:
+            cache.cache_clear()
+
+    def make(
+        *, cupy=True, built_for=13000, driver=13000, devices=1, capability="90", nvrtc=True, compiler="numba-cuda-0"
+    ):
+        def count():
+            if devices is None:
+                raise FakeRuntime.CUDARuntimeError("cudaErrorNoDevice")
+            return devices
+
+        def nvrtc_version():
+            if not nvrtc:
+                raise RuntimeError("libnvrtc.so.13")
+            return 13, 0
+
+        module = SimpleNamespace(
+            cuda=SimpleNamespace(
+                runtime=FakeRuntime(
+                    driverGetVersion=lambda: driver,
+                    runtimeGetVersion=lambda: built_for,
+                    getDeviceCount=count,
+                    getDevice=lambda: 0,
+                ),
+                nvrtc=SimpleNamespace(getVersion=nvrtc_version),
+                Device=lambda device=0: SimpleNamespace(compute_capability=capability),
+            )
+        )
+        monkeypatch.setattr(gpu, "PROVEN", True)
+        monkeypatch.setattr(gpu, "has_driver", lambda: True)
+        monkeypatch.setitem(sys.modules, "cupy", module if cupy else None)
+        monkeypatch.setattr(compiling, "compiler", lambda: compiler)
+        monkeypatch.setenv("FASTPERM_CACHE_DIR", str(tmp_path))
+        forget()
+        return module
+
+    yield make
+    forget()
+
+
+def test_without_a_driver(monkeypatch):
+    monkeypatch.setattr(gpu, "has_driver", lambda: False)
+    backend.why_missing.cache_clear()
+    backend._cuda_for_auto.cache_clear()
+    wanted = "backend 'cuda' is not available: there is no NVIDIA driver .*install driver 580 or newer"
+    with pytest.raises(RuntimeError, match=wanted):
+        fastperm.DeepSet(2, 3, 1, 1, backend="cuda")
+    assert backend.resolve("auto") == "cpu"
+    backend.why_missing.cache_clear()
+
+
+CASES = (
+    (
+        {"built_for": 12040},
+        "CuPy is one for CUDA 12.4, expected one for CUDA 13; uninstall cupy-cuda12x and pip install",
+    ),
+    ({"driver": 12080}, "the NVIDIA driver is one for CUDA 12.8, expected 13.0 or newer; install driver 580 or newer"),
+    ({"devices": 0}, "the NVIDIA driver finds no GPU"),
+    ({"devices": None}, "the NVIDIA driver finds no usable GPU (cudaErrorNoDevice)"),
+    ({"capability": "75"}, "the GPU has compute capability 7.5; expected at least 8.0"),
+    ({"nvrtc": False}, "CuPy does not find NVRTC, the compiler of its own kernels (libnvrtc.so.13); pip install"),
+    ({"compiler": None}, "numba-cuda, which compiles the kernels, is not installed, and "),
+)
+
+
+@pytest.mark.parametrize(("fault", "message"), CASES, ids=lambda value: next(iter(value), ""))
+def test_what_is_missing_is_said(machine, fault, message, caplog):
+    machine(**fault)
+    with pytest.raises(RuntimeError) as caught:
+        fastperm.DeepSet(2, 3, 1, 1, backend="cuda")
+    assert message in str(caught.value)
+    with caplog.at_level(logging.WARNING, "fastperm"):
+        assert backend.resolve("auto") == backend.resolve("auto") == "cpu"
+    assert [record.getMessage() for record in caplog.records if "'auto'" in record.getMessage()] == [
+        f"backend 'auto' does not take 'cuda', which is not available: {backend.why_missing('cuda')}"
+    ]
+
+
+def test_without_cupy(machine):
+    machine(cupy=False)
+    assert "CuPy is not installed" in backend.why_missing("cuda") or "CuPy cannot" in backend.why_missing("cuda")
+    assert 'pip install "fastperm[cuda]"' in backend.why_missing("cuda")
+
+
+def test_with_a_cupy_that_is_broken(machine, monkeypatch, tmp_path):
+    machine()
+    monkeypatch.delitem(sys.modules, "cupy")
+    (tmp_path / "cupy.py").write_text("raise ValueError('numpy.dtype size changed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "CuPy cannot be imported (numpy.dtype size changed)" in backend.why_missing("cuda")
+    assert backend.resolve("auto") == "cpu"
+
+
+def test_auto_leaves_a_backend_that_is_not_proven(machine, monkeypatch):
+    machine()
+    monkeypatch.setattr(gpu, "PROVEN", False)
+    assert backend.resolve("auto") == "cpu"
+    assert backend.resolve("cuda") == "cuda"
+
+
+def test_auto_takes_a_usable_gpu_for_float32_and_not_for_numpy_arrays(machine):
+    machine()
+    assert backend.why_missing("cuda") is None
+    assert backend.resolve("auto") == backend.resolve("auto", "float32") == "cuda"
+    assert backend.resolve("auto", "float64") == backend.for_numpy("auto") == "cpu"
+    with pytest.raises(TypeError, match="backend 'cuda' computes in float32 only, got dtype float64"):
+        fastperm.DeepSet(2, 3, 1, 1, backend="cuda", dtype="float64")
+
+
+def test_a_file_of_float64_is_read_beside_a_usable_gpu(machine, tmp_path):
+    path = tmp_path / "net.safetensors"
+    fastperm.DeepSet(2, 3, 1, 1, dtype="float64", backend="reference").save(path)
+    machine()
+    assert fastperm.load(path).backend == "cpu"
+    with pytest.raises(TypeError, match="backend 'cuda' computes in float32 only"):
+        fastperm.load(path, "cuda")
+
+
+def test_kernels_compiled_elsewhere_will_do(machine):
+    machine(compiler=None, capability="86")
+    compiling.cache_folder().mkdir(parents=True)
+    for name in compiling.KERNELS:
+        (compiling.cache_folder() / f"{name}-sm_80-numba-cuda-1.ptx").touch()
+    assert backend.why_missing("cuda") is None
+
+
+class FakeArray:
+    """An array on a device, to a launch."""
+
+    def __init__(self, array):
+        self.array, self.dtype, self.shape, self.size = array, array.dtype, array.shape, array.size
+        self.__cuda_array_interface__ = {}
+
+    def get(self):
+        return self.array
+
+
+def test_a_launch_goes_through_cupy(machine, monkeypatch):
+    module = machine(capability="89")
+    loaded, launches = [], []
+
+    def raw_module(path):
+        loaded.append(path)
+        return SimpleNamespace(get_function=lambda name: lambda *launch: launches.append((name, *launch)))
+
+    module.RawModule = raw_module
+    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
+    arrays = [FakeArray(np.zeros(1000, np.float32)) for _ in range(4)]
+    for t in (1, 2):
+        kernels.adam_step(arrays[0], 0.1, 0.9, 0.999, 1e-7, t, **dict(zip("pmv", arrays[1:], strict=True)))
+    assert [path.rpartition("/")[2] for path in loaded] == ["adam_step-sm_80-numba-cuda-0.ptx"]  # once
+    assert Path(loaded[0]).read_text() == "adam_step (8, 0)"
+    name, blocks, threads, arguments = launches[1]
+    assert (name, blocks, threads) == ("adam_step", (4,), (256,))
+    assert arguments[0] is arrays[0]
+    assert [type(a) for a in arguments[1:8]] == [np.float32] * 6 + [np.int64]
+    assert arguments[7] == 1000
+    with pytest.raises(TypeError, match="expected an array of float32, got float64"):
+        kernels.adam_step(FakeArray(np.zeros(3)), 0.1, 0.9, 0.999, 1e-7, 1, p=arrays[1], m=arrays[2], v=arrays[3])
+    with pytest.raises(TypeError, match="expected an array on the GPU, got one of NumPy"):
+        kernels.adam_step(arrays[0].array, 0.1, 0.9, 0.999, 1e-7, 1, p=arrays[1], m=arrays[2], v=arrays[3])
+
+
+def test_a_folder_that_cannot_be_written_to(machine, monkeypatch, tmp_path):
+    module = machine()
+    module.RawModule = lambda path: SimpleNamespace(get_function=lambda name: path)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASTPERM_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
+    assert Path(compiling._loaded("mask", 0)).read_text() == "mask (9, 0)"
+    with pytest.raises(OSError, match="file"):
+        compiling.fill_cache([(9, 0)])
+
+
+def test_a_folder_can_be_filled_and_used_where_there_is_no_compiler(machine, monkeypatch):
+    machine()
+    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
+    assert compiling.fill_cache([(9, 0)]) == len(compiling.KERNELS)
+    machine(compiler=None)
+    assert backend.why_missing("cuda") is None
+    assert compiling._ptx("mask", (9, 0)).read_text() == "mask (9, 0)"
+
+
+def test_a_kernel_that_nobody_compiled_is_named(machine):
+    machine(compiler=None)
+    with pytest.raises(RuntimeError, match="kernel mask was not compiled for sm_90: numba-cuda is not installed"):
+        compiling._ptx("mask", (9, 0))
+
+
+def test_arrays_come_back_to_the_host():
+    array = np.ones(2)
+    assert on_host(array) is array
+    assert on_host(FakeArray(array)) is array
+    assert on_host(None) is None
+
+
+def test_adam_goes_on_when_a_network_has_moved_to_the_host():
+    results = []
+    for moved in (False, True):
+        optimizer, parameters = fastperm.Adam(), {"p": np.ones(3)}
+        for _ in range(2):
+            optimizer.step(parameters, {"p": np.array([1.0, 2.0, 3.0])})
+            if moved:
+                optimizer._moments = {name: tuple(map(FakeArray, own)) for name, own in optimizer._moments.items()}
+        results.append(parameters["p"])
+    np.testing.assert_array_equal(*results)
+
+
+def test_the_loss_takes_and_gives_arrays_of_the_host():
+    class Kernels:
+        xp = SimpleNamespace(asarray=FakeArray, empty_like=lambda y: FakeArray(np.empty_like(y.array)))
+
+        @staticmethod
+        def mean_squared_error(y, targets, *, dy):
+            return reference.mean_squared_error(y.array, targets.array, dy=dy.array)
+
+    loss, dy = mean_squared_error(np.ones((2, 1)), np.zeros((2, 1)), Kernels)
+    assert loss == 1
+    assert isinstance(dy, np.ndarray)
