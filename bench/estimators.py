@@ -33,7 +33,9 @@ ASSUMED = (4, 8, 16, 32, 64, 128, 256, 1000)
 def measure(arguments, sets):
     """Return errors, calibration and speed in one setting."""
     task = PowerSpectrum(**arguments)
-    comparison = estimation.compare(None, task, tuple(ESTIMATORS), sets=sets, seed=SEED, progress=True)
+    comparison = estimation.compare(
+        None, task, tuple(ESTIMATORS), sets=sets, seed=SEED, probabilities=True, progress=True
+    )
     return {
         **arguments,
         "sets": sets,

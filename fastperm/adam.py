@@ -46,7 +46,7 @@ class Adam:
         self.beta2 = check_number(beta2, "beta2", minimum=0, below=1)
         self.epsilon = check_number(epsilon, "epsilon", above=0)
         self.steps = 0
-        self._moments = [{}, {}]  # by name, in the order of ORDERS
+        self._moments: list[dict] = [{}, {}]  # by name, in the order of ORDERS
 
     def config(self):
         """Return the constructor's arguments."""

@@ -93,6 +93,7 @@ class Comparison(NamedTuple):
         Mean squared error that the optimum expects of itself, from the posterior alone; None without the optimum.
     probabilities : ndarray of float64, shape (S, K), or None
         Probability, under the posterior, of a power below the true one: uniform on [0, 1] where the posterior is right.
+        None unless it was asked for.
     """
 
     evaluations: dict[str, Evaluation]
@@ -101,7 +102,7 @@ class Comparison(NamedTuple):
     probabilities: np.ndarray | None
 
 
-def compare(net, task, names, *, sets=1024, seed=0, progress=False):
+def compare(net, task, names, *, sets=1024, seed=0, probabilities=False, progress=False):
     """Compare a network, and estimators that learn nothing, with the truth on the same fresh sets of a task.
 
     Parameters
@@ -114,6 +115,8 @@ def compare(net, task, names, *, sets=1024, seed=0, progress=False):
         Keys of `fastperm.baselines.ESTIMATORS`.
     sets, seed
         As in `evaluate`, which gives the network the same sets.
+    probabilities : bool, default False
+        Find the posterior probability below each true power, too, where the optimum is among the names.
     progress : bool, default False
         Show a progress bar on stderr.
 
@@ -134,7 +137,7 @@ def compare(net, task, names, *, sets=1024, seed=0, progress=False):
     gaussian = [name for name in names if name in GAUSSIAN]
     truths: list[np.ndarray] = []
     variances: list[np.ndarray] = []
-    probabilities: list[np.ndarray] = []
+    below: list[np.ndarray] = []
 
     def timed(names, function, *arguments):
         """Return what the function returns, and charge the time to these estimators."""
@@ -165,13 +168,14 @@ def compare(net, task, names, *, sets=1024, seed=0, progress=False):
                 if posterior is not None and "optimum" in names:
                     truth = targets[first : first + _PART]
                     variances.append(target_moments(posterior, task).variance)
-                    probabilities.append(posterior.cdf(truth if task.output == "log" else np.log(truth)))
+                    if probabilities:
+                        below.append(posterior.cdf(truth if task.output == "log" else np.log(truth)))
     truth = np.concatenate(truths)
     return Comparison(
         {name: Evaluation(truth, np.concatenate(parts).astype(np.float64)) for name, parts in found.items()},
         {name: len(truth) / seconds[name] for name in found},
         np.concatenate(variances).mean(axis=0) if variances else None,
-        np.concatenate(probabilities) if probabilities else None,
+        np.concatenate(below) if below else None,
     )
 
 
