@@ -231,7 +231,9 @@ def test_adam_goes_on_when_a_network_has_moved_to_the_host():
         for _ in range(2):
             optimizer.step(parameters, {"p": np.array([1.0, 2.0, 3.0])})
             if moved:
-                optimizer._moments = {name: tuple(map(FakeArray, own)) for name, own in optimizer._moments.items()}
+                optimizer._moments = [
+                    {name: FakeArray(array) for name, array in moments.items()} for moments in optimizer._moments
+                ]
         results.append(parameters["p"])
     np.testing.assert_array_equal(*results)
 
