@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 TRIAL := runs/bench
+WHEEL_TESTS := test_backend.py test_cli.py test_figures.py test_gpu.py test_network.py test_optimum.py test_training.py
 
 .PHONY: help demo test check cuda-check gpu wheel-test rivals-test bench bench-trial clean
 
@@ -46,13 +47,14 @@ cuda-check: $(VENV)/.made-cuda-check
 gpu: $(VENV)/.made-test $(VENV)/.made-cuda
 	PYTHON=$(BIN)/python bash bench/gpu.sh
 
-# The tests run in another folder, where the checkout cannot stand in for a package that the wheel forgot.
+# The tests run in another folder, where the checkout cannot stand in for a package that the wheel forgot. These reach
+# every package of it; what they compute, `make test` has checked.
 wheel-test: $(VENV)/.made-check
 	rm -rf build dist $(VENV)-wheel
 	$(BIN)/python -m build --quiet
 	$(PYTHON) -m venv $(VENV)-wheel
 	$(VENV)-wheel/bin/python -m pip install --quiet "$$(echo dist/fastperm-*.whl)[test]"
-	cd tests && ../$(VENV)-wheel/bin/pytest --import-mode=importlib -p no:cacheprovider -q
+	cd tests && ../$(VENV)-wheel/bin/pytest --import-mode=importlib -p no:cacheprovider -q $(WHEEL_TESTS)
 
 rivals-test: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python -m pytest -m rivals
