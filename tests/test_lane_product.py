@@ -7,12 +7,14 @@ from cases import error, poisoned
 from fastperm.kernels.cpu.lane_pooling import pool_lanes, share_maximum
 from fastperm.kernels.cpu.lane_product import (
     PACKED_STEPS,
+    block_bounds,
     block_elements,
     blocks_of,
     lane_tiles,
     lanes_forward,
     lanes_masked,
     lanes_outer,
+    lanes_sums,
     list_all,
     list_units_on,
     pack_panels,
@@ -36,7 +38,7 @@ def sizes(dtype):
     like = np.empty(0, dtype)
     lanes, block = VECTOR_BYTES // like.itemsize, block_elements.py_func(like)
     return sorted(
-        {1, lanes - 1, lanes, lanes + 1, 2 * lanes, 3 * lanes + 1, block - 1, block, block + 1, 3 * block + 5}
+        {1, lanes - 1, lanes, lanes + 1, 2 * lanes, 3 * lanes + 1, block, block + 1, 3 * block // 2, 3 * block + 5}
     )
 
 
@@ -63,11 +65,11 @@ class Rows:
 
     def listing(self):
         """Return (listed, counts): the features that are not zero, block by block, found by NumPy."""
-        block = block_elements.py_func(self.values)
-        blocks = blocks_of.py_func(self.n, self.values)
+        blocks = blocks_of(self.n, self.values)
         listed, counts = np.full((blocks, self.K + 2), -1), np.zeros(blocks, np.int64)
         for b in range(blocks):
-            found = np.flatnonzero(self.values[:, b * block : (b + 1) * block].any(axis=1))
+            first, last = block_bounds(b, blocks, self.n, self.values)
+            found = np.flatnonzero(self.values[:, first:last].any(axis=1))
             listed[b, : len(found)], counts[b] = found, len(found)
         return listed, counts
 
@@ -179,7 +181,7 @@ def test_an_element_has_the_same_bits_wherever_it_stands(dtype):
 
     def forward(x):
         y = Rows(np.zeros((K, n), dtype))
-        blocks = blocks_of.py_func(n, x.values)
+        blocks = blocks_of(n, x.values)
         listed, counts = np.empty((blocks, K), np.int64), np.empty(blocks, np.int64)
         list_all(K, blocks, listed, counts)
         one = weights_in_lanes(np.ones(n, dtype), x.padded)
@@ -202,7 +204,14 @@ def test_pooling(dtype, how):
         w = generator.choice([0.0, 0.5, 2.0], n).astype(dtype)
         w[generator.integers(n)] = 1
         p = poisoned((3,), dtype)
-        pool_lanes(x.flat, 3, x.stride, n, weights_in_lanes(w, x.padded), float(w.sum(dtype="d")), CODES[how], p)
+
+        def pool(x, w, n, p):
+            lanes_w, totals = weights_in_lanes(w, x.padded), np.zeros(3)
+            tiles, work = lane_tiles(np.dtype(dtype)), space(3, dtype)
+            lanes_sums(tiles, x.flat, 3, x.stride, n, lanes_w, work, totals)
+            pool_lanes(x.flat, 3, x.stride, n, lanes_w, float(w.sum(dtype="d")), totals, CODES[how], p)
+
+        pool(x, w, n, p)
         wanted = {
             "max": x.values[:, w > 0].max(axis=1),
             "sum": x.values.astype("g") @ w,
@@ -210,7 +219,7 @@ def test_pooling(dtype, how):
         }[how]
         assert error(p, wanted) <= TOLERANCES[dtype], n
         x.flat[n - 1], w[n - 1] = np.nan, 1
-        pool_lanes(x.flat, 3, x.stride, n, weights_in_lanes(w, x.padded), float(w.sum(dtype="d")), CODES[how], p)
+        pool(x, w, n, p)
         assert np.isnan(p[0]), "a NaN must reach the output"
 
 

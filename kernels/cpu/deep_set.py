@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastperm.kernels.cpu.addresses import borrowed, matrix_at
 from fastperm.kernels.cpu.compiling import jit
 from fastperm.kernels.cpu.deep_set_stream import large_set_forward
 from fastperm.kernels.cpu.dense import dense_backward, dense_forward
@@ -32,6 +33,7 @@ from fastperm.kernels.cpu.lane_product import (
     lanes_forward,
     lanes_masked,
     lanes_outer,
+    lanes_sums,
     list_all,
     list_units_on,
     pack_panels,
@@ -45,6 +47,7 @@ from fastperm.kernels.cpu.pooling import (
     CODES,
     MAX,
     MEAN,
+    SUM,
     pooling_backward,
     pooling_forward,
     total_weight,
@@ -139,20 +142,20 @@ def _layer_starts(widths):
 
 @jit
 def _layer(parameters, start, K_in, K_out):
-    """Return W_self, W_pool and b of the layer that begins at ``start``."""
-    size = K_in * K_out
+    """Return W_self, W_pool and b of the layer that begins at ``start``, borrowed."""
+    b = start + 2 * K_in * K_out
     return (
-        parameters[start : start + size].reshape(K_in, K_out),
-        parameters[start + size : start + 2 * size].reshape(K_in, K_out),
-        parameters[start + 2 * size : start + 2 * size + K_out],
+        matrix_at(parameters, start, K_in, K_out),
+        matrix_at(parameters, start + K_in * K_out, K_in, K_out),
+        parameters[b : b + K_out],
     )
 
 
 @jit
 def _head(parameters, start, K_in, K_out):
-    """Return W and b of the head."""
-    size = K_in * K_out
-    return parameters[start : start + size].reshape(K_in, K_out), parameters[start + size : start + size + K_out]
+    """Return W and b of the head, borrowed."""
+    b = start + K_in * K_out
+    return matrix_at(parameters, start, K_in, K_out), parameters[b : b + K_out]
 
 
 @jit
@@ -179,8 +182,8 @@ def _transposed_pool(parameters, widths):
             _layer(parameters, starts[i], widths[i], widths[i + 1])[1],
             _layer(out, starts[i], widths[i + 1], widths[i])[1],
         )
-    W, _ = _head(parameters, starts[depth], widths[depth], widths[depth + 1])
-    _transpose(W, out[starts[depth] : starts[depth] + W.size].reshape(widths[depth + 1], widths[depth]))
+    K, K_fin = widths[depth], widths[depth + 1]
+    _transpose(_head(parameters, starts[depth], K, K_fin)[0], matrix_at(out, starts[depth], K_fin, K))
     return out
 
 
@@ -203,52 +206,77 @@ class Space(NamedTuple):
     """What one worker needs for one set at a time, whose elements lie in lanes: rows of features, ``stride`` apart."""
 
     stride: int
+    turn: int  # 0, or where the second of two places begins that h_1, h_2, … share in turn, in rows
     x: Any  # h_0
     w: Any  # weights, or ones; zeros behind them
-    hidden: Any  # h_1 … h_D, or two of them that take turns
+    hidden: Any  # h_1 … h_D, or the two places
+    spare: Any  # a copy of one of them, where there is a maximum
     y: Any  # predictions and their gradient, without pooling
     pooled: Any  # (D + 1, widest): what layer i, or the head, sees of the set
     c: Any  # (widest,)
+    G: Any  # (widest,)
+    zeros: Any  # (widest,)
     totals: Any  # (widest,), float64
     work: Any  # of `lane_product`
     listed: Any  # (D + 2, blocks, widest): the features of h_i, and of y, that are not zero in a block
     counts: Any  # (D + 2, blocks)
+    none: Any  # (blocks,): counts of nothing
 
 
 @jit
-def _space(widths, longest, all_kept, pool, like):
+def _space(widths, longest, backward, aggregate, pool, like):
     depth, widest = widths.size - 2, widths.max()
     stride, blocks = row_stride(longest, like), blocks_of(longest, like)
-    hidden = widths[1:-1].sum() if all_kept else 2 * widths[1:-1].max()
+    rows, turn = 0, 0
+    for i in range(1, depth + 1):
+        rows += widths[i]
+        turn = max(turn, widths[i])
+    if backward:
+        turn = 0
+    else:
+        rows = 2 * turn
     return Space(
         stride,
+        turn,
         np.empty(widths[0] * stride, like.dtype),
         np.empty(stride, like.dtype),
-        np.empty(hidden * stride, like.dtype),
+        np.empty(rows * stride, like.dtype),
+        np.empty(widest * stride if backward and MAX in (aggregate, pool) else 0, like.dtype),
         np.empty(widths[depth + 1] * stride if pool == NO_POOL else 0, like.dtype),
         np.empty((depth + 1, widest), like.dtype),
         np.empty(widest, like.dtype),
+        np.empty(widest, like.dtype),
+        np.zeros(widest, like.dtype),
         np.empty(widest),
         workspace(widest, like),
         np.empty((depth + 2, blocks, widest), np.int64),
         np.empty((depth + 2, blocks), np.int64),
+        np.zeros(blocks, np.int64),
     )
 
 
 @jit
-def _own_weights(weights, first, last):
-    return weights if weights.size == 0 else weights[first:last]
+def _copy_set(x, weights, first, last, widths, pool, space):
+    """Copy the set of the rows from ``first`` to ``last`` to its space, and return its total weight."""
+    n = last - first
+    w = weights[first:last] if weights.size else weights
+    # Without pooling the order shows.
+    similar = pool != NO_POOL and worth_sorting(widths, n)
+    copy_to_lanes(x[first:last], w, space.stride, similar, space.x, space.w)
+    return total_weight(w, 0, n)
 
 
 @jit
 def _set_forward(lane_tiles, n, weight, weighted, parameters, starts, packed, widths, aggregate, pool, space):
-    """Take the set in ``space`` forward and return where h_D begins in ``space.hidden``."""
+    """Take the set in ``space`` forward and return h_D, which lies in ``space.hidden``."""
     depth, stride = widths.size - 2, space.stride
     blocks = blocks_of(n, space.x)
     panels, places = packed
     listed, counts = space.listed, space.counts[:, :blocks]
     list_all(widths[0], blocks, listed[0], counts[0])
-    pool_lanes(space.x, widths[0], stride, n, space.w, weight, aggregate, space.pooled[0, : widths[0]])
+    space.totals[: widths[0]] = 0
+    lanes_sums(lane_tiles, space.x, widths[0], stride, n, space.w, space.work, space.totals)
+    pool_lanes(space.x, widths[0], stride, n, space.w, weight, space.totals, aggregate, space.pooled[0])
     below, place = space.x, 0
     for i in range(depth):
         K_in, K_out = widths[i], widths[i + 1]
@@ -264,18 +292,10 @@ def _set_forward(lane_tiles, n, weight, weighted, parameters, starts, packed, wi
         if weighted:
             list_units_on(y, K_out, stride, n, listed[i + 1], counts[i + 1])
         how = aggregate if i < depth - 1 else pool
-        p = space.pooled[i + 1, :K_out]
-        if how == MAX:
-            pool_lanes(y, K_out, stride, n, space.w, weight, MAX, p)
-        elif how != NO_POOL:
-            for k in range(K_out):
-                p[k] = totals[k] / weight if how == MEAN else totals[k]
+        if how != NO_POOL:
+            pool_lanes(y, K_out, stride, n, space.w, weight, totals, how, space.pooled[i + 1])
         below = y
-        # All one behind the other, or two places that take turns.
-        if space.hidden.size == widths[1:-1].sum() * stride:
-            place += K_out
-        else:
-            place = widths[1:-1].max() if place == 0 else 0
+        place = space.turn - place if space.turn else place + K_out
     return below
 
 
@@ -291,7 +311,7 @@ def _set_head(lane_tiles, h, n, parameters, start, packed, widths, pool, space, 
     counts = space.counts[:, : blocks_of(n, h)]
     lanes_forward(
         lane_tiles, h, len(W), stride, n, panels[places[depth] :], b, h.dtype.type(-np.inf), space.w,
-        space.listed[depth], counts[depth], space.y, space.work, np.empty(b.size), space.listed[depth + 1],
+        space.listed[depth], counts[depth], space.y, space.work, space.totals, space.listed[depth + 1],
         counts[depth + 1],
     )  # fmt: skip
     for r in range(n):
@@ -309,20 +329,22 @@ def _answer(y, s, first, last, pool):
 def _forward(
     first_set, last_set, lane_tiles, x, offsets, weights, parameters, packed, widths, aggregate, pool, y,
 ):  # fmt: skip
-    starts, depth = _layer_starts(widths), widths.size - 2
-    space = _space(widths, longest_set(offsets, first_set, last_set), False, pool, x)
+    space = _space(widths, longest_set(offsets, first_set, last_set), False, aggregate, pool, x)
+    batch, network = (x, offsets, weights), (parameters, _layer_starts(widths), packed, widths, aggregate, pool)
+    _forward_in(space, first_set, last_set, lane_tiles, batch, network, y)
+
+
+@jit
+def _forward_in(space, first_set, last_set, lane_tiles, batch, network, y):
+    space, batch, network, y = borrowed((space, batch, network, y))
+    x, offsets, weights = batch
+    parameters, starts, packed, widths, _, pool = network
     for s in range(first_set, last_set):
         first, last = offsets[s], offsets[s + 1]
-        n = last - first
-        w = _own_weights(weights, first, last)
-        # Without pooling the order shows.
-        similar = pool != NO_POOL and worth_sorting(widths, n)
-        copy_to_lanes(x[first:last], w, space.stride, similar, space.x, space.w)
-        weight = total_weight(w, 0, n)
-        network = (parameters, starts, packed, widths, aggregate, pool)
-        h = _set_forward(lane_tiles, n, weight, w.size > 0, *network, space)
+        weight = _copy_set(x, weights, first, last, widths, pool, space)
+        h = _set_forward(lane_tiles, last - first, weight, weights.size > 0, *network, space)
         own = _answer(y, s, first, last, pool)
-        _set_head(lane_tiles, h, n, parameters, starts[depth], packed, widths, pool, space, own)
+        _set_head(lane_tiles, h, last - first, parameters, starts[-1], packed, widths, pool, space, own)
 
 
 @jit
@@ -331,40 +353,39 @@ def _step(
     aggregate, pool, gradients, losses,
 ):  # fmt: skip
     gradients[:] = 0
-    starts, depth = _layer_starts(widths), widths.size - 2
-    widest, K_fin = widths.max(), widths[depth + 1]
-    longest = longest_set(offsets, first_set, last_set)
-    space = _space(widths, longest, True, pool, x)
-    stride = space.stride
-    spare = np.empty(widest * stride if MAX in (aggregate, pool) else 0, x.dtype)
+    longest, K_fin = longest_set(offsets, first_set, last_set), widths[-1]
+    space = _space(widths, longest, True, aggregate, pool, x)
     answers = longest if pool == NO_POOL else 1
     y, dy = np.empty((answers, K_fin), x.dtype), np.empty((answers, K_fin), x.dtype)
+    batch, network = (x, offsets, weights), (parameters, _layer_starts(widths), packed, widths, aggregate, pool)
+    _step_in(space, y, dy, first_set, last_set, lane_tiles, batch, targets, network, transposed, gradients, losses)
+
+
+@jit
+def _step_in(space, y, dy, first_set, last_set, lane_tiles, batch, targets, network, transposed, gradients, losses):
+    space, y, dy, batch, targets, network, transposed, gradients, losses = borrowed(
+        (space, y, dy, batch, targets, network, transposed, gradients, losses)
+    )
+    x, offsets, weights = batch
+    parameters, starts, packed, widths, aggregate, pool = network
     factor = x.dtype.type(2) / x.dtype.type(targets.size)
     for s in range(first_set, last_set):
         first, last = offsets[s], offsets[s + 1]
         n = last - first
         own = n if pool == NO_POOL else 1
-        w = _own_weights(weights, first, last)
-        # Without pooling the order shows.
-        similar = pool != NO_POOL and worth_sorting(widths, n)
-        copy_to_lanes(x[first:last], w, stride, similar, space.x, space.w)
-        weight = total_weight(w, 0, n)
-        network = (parameters, starts, packed, widths, aggregate, pool)
-        h = _set_forward(lane_tiles, n, weight, w.size > 0, *network, space)
-        _set_head(lane_tiles, h, n, parameters, starts[depth], packed, widths, pool, space, y[:own])
+        weight = _copy_set(x, weights, first, last, widths, pool, space)
+        h = _set_forward(lane_tiles, n, weight, weights.size > 0, *network, space)
+        _set_head(lane_tiles, h, n, parameters, starts[-1], packed, widths, pool, space, y[:own])
         losses[s] = squared_error(y[:own], _answer(targets, s, first, last, pool), factor, dy[:own])
         _head_backward(
-            lane_tiles, h, n, weight, dy[:own], parameters, transposed, starts[depth], widths, pool, space,
-            spare, gradients,
-        )  # fmt: skip
-        _layers_backward(
-            lane_tiles, n, weight, parameters, transposed, starts, widths, aggregate, space, spare, gradients
+            lane_tiles, h, n, weight, dy[:own], parameters, transposed, starts[-1], widths, pool, space, gradients
         )
+        _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widths, aggregate, space, gradients)
 
 
 @jit
 def _head_backward(
-    lane_tiles, h, n, weight, dy, parameters, transposed, start, widths, pool, space, spare, gradients,
+    lane_tiles, h, n, weight, dy, parameters, transposed, start, widths, pool, space, gradients,
 ):  # fmt: skip
     """Replace h_D by its gradient, masked, and write its sums to ``space.totals``; add that of the head."""
     depth, stride = widths.size - 2, space.stride
@@ -375,42 +396,28 @@ def _head_backward(
         for k in range(K_fin):
             db[k] += dy[r, k]
     blocks = blocks_of(n, h)
-    listed, counts = space.listed, space.counts[:, :blocks]
-    dh, totals = np.zeros(K, h.dtype), space.totals[:K]
-    totals[:] = 0
-    if pool == NO_POOL:
-        padded = whole_vectors(n, h)
-        for k in range(K_fin):
-            for r in range(n):
-                space.y[k * stride + r] = dy[r, k]
-            space.y[k * stride + n : k * stride + padded] = 0
-        list_all(K_fin, blocks, listed[depth + 1], counts[depth + 1])
-        above = (listed[depth + 1], counts[depth + 1])
-        lanes_outer(lane_tiles, h, space.y, stride, n, listed[depth], counts[depth], *above, dW)
-        lanes_masked(
-            lane_tiles, space.y, stride, n, W, dh, space.w, *above, listed[depth], counts[depth], h, space.work, totals
-        )
+    own = (space.listed[depth], space.counts[depth, :blocks])
+    p, dp = space.pooled[depth, :K], space.c[:K]
+    dp[:] = 0
+    if pool != NO_POOL:
+        add_outer(p, dy[0], dW)
+        vector_product(dy[0], matrix_at(transposed, start, K_fin, K), dp, dp)
+        # No steps: the product is its start.
+        _units_backward(lane_tiles, h, n, W, own[0], space.none[:blocks], own, h, p, dp, pool, weight, space)
         return
-    p = space.pooled[depth, :K]
-    add_outer(p, dy[0], dW)
-    vector_product(dy[0], transposed[start : start + W.size].reshape(K_fin, K), dh, dh)
-    if pool == MAX:
-        _move(h, spare)
-        h[:] = 0
-        share_maximum(dh, spare, p, K, stride, n, space.w, h, totals)
-        return
-    for k in range(K):
-        dh[k] /= weight if pool == MEAN else 1
-    # No steps: what is left of the product is its start, masked.
-    nothing = np.zeros(blocks, np.int64)
-    lanes_masked(
-        lane_tiles, h, stride, n, W, dh, space.w, listed[depth], nothing, listed[depth], counts[depth], h, space.work,
-        totals,
-    )  # fmt: skip
+    padded = whole_vectors(n, h)
+    for k in range(K_fin):
+        for r in range(n):
+            space.y[k * stride + r] = dy[r, k]
+        space.y[k * stride + n : k * stride + padded] = 0
+    listed, counts = space.listed[depth + 1], space.counts[depth + 1, :blocks]
+    list_all(K_fin, blocks, listed, counts)
+    lanes_outer(lane_tiles, h, space.y, stride, n, *own, listed, counts, dW)
+    _units_backward(lane_tiles, space.y, n, W, listed, counts, own, h, p, dp, SUM, weight, space)
 
 
 @jit
-def _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widths, aggregate, space, spare, gradients):
+def _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widths, aggregate, space, gradients):
     """Take the gradient of h_D in ``space.hidden``, with its sums in ``space.totals``, back through the layers.
 
     The gradient of an activation takes the very place of that activation.
@@ -418,35 +425,44 @@ def _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widt
     depth, stride = widths.size - 2, space.stride
     blocks = blocks_of(n, space.x)
     listed, counts = space.listed, space.counts[:, :blocks]
-    G, dm = np.empty(space.c.size, space.x.dtype), space.c
-    place = widths[1:-1].sum()
+    place = space.hidden.size // stride
     for i in range(depth - 1, -1, -1):
         K_in, K_out = widths[i], widths[i + 1]
         place -= K_out
         g = space.hidden[place * stride : (place + K_out) * stride]
         below = space.x if i == 0 else space.hidden[(place - K_in) * stride : place * stride]
         dW_self, dW_pool, db = _layer(gradients, starts[i], K_in, K_out)
+        G, dm, m = space.G[:K_out], space.c[:K_in], space.pooled[i, :K_in]
         for k in range(K_out):
             G[k] = space.totals[k]
             db[k] += G[k]
-        add_outer(space.pooled[i, :K_in], G[:K_out], dW_pool)
+        add_outer(m, G, dW_pool)
         lanes_outer(lane_tiles, below, g, stride, n, listed[i], counts[i], listed[i + 1], counts[i + 1], dW_self)
-        if i == 0:
-            return
-        W_self, _, _ = _layer(parameters, starts[i], K_in, K_out)
-        dm[:K_in] = 0
-        vector_product(G[:K_out], _layer(transposed, starts[i], K_out, K_in)[1], dm[:K_in], dm[:K_in])
-        totals, start = space.totals[:K_in], dm[:K_in]
-        totals[:] = 0
-        if aggregate == MAX:
-            _move(below, spare)
-            start = np.zeros(K_in, dm.dtype)
-        elif aggregate == MEAN:
-            for k in range(K_in):
-                start[k] /= weight
-        lanes_masked(
-            lane_tiles, g, stride, n, W_self, start, space.w, listed[i + 1], counts[i + 1], listed[i], counts[i], below,
-            space.work, totals,
-        )  # fmt: skip
-        if aggregate == MAX:
-            share_maximum(dm[:K_in], spare, space.pooled[i, :K_in], K_in, stride, n, space.w, below, totals)
+        if i > 0:
+            W_self, _, _ = _layer(parameters, starts[i], K_in, K_out)
+            dm[:] = 0
+            vector_product(G, _layer(transposed, starts[i], K_out, K_in)[1], dm, dm)
+            own = (listed[i], counts[i])
+            _units_backward(
+                lane_tiles, g, n, W_self, listed[i + 1], counts[i + 1], own, below, m, dm, aggregate, weight, space
+            )
+
+
+@jit
+def _units_backward(lane_tiles, g, n, W, listed, counts, own, h, p, dp, pool, weight, space):
+    """Replace h by its gradient, masked, and write its sums to ``space.totals``: W g, and its share of dp.
+
+    p is what h pools to, dp its gradient, changed here; ``listed`` and ``counts`` are those of g, ``own`` those of h.
+    """
+    stride, K = space.stride, dp.size
+    totals, start = space.totals[:K], dp
+    totals[:] = 0
+    if pool == MAX:
+        _move(h, space.spare)
+        start = space.zeros[:K]
+    elif pool == MEAN:
+        for k in range(K):
+            dp[k] /= weight
+    lanes_masked(lane_tiles, g, stride, n, W, start, space.w, listed, counts, *own, h, space.work, totals)
+    if pool == MAX:
+        share_maximum(dp, space.spare, p, K, stride, n, space.w, h, totals)

@@ -6,30 +6,18 @@ x (K, n) is flat, its rows ``stride`` apart; w has whole vectors, with zeros beh
 import numpy as np
 
 from fastperm.kernels.cpu.compiling import jit
-from fastperm.kernels.cpu.lane_product import block_elements, lanes_of, whole_vectors
+from fastperm.kernels.cpu.lane_product import lanes_of, whole_vectors
 from fastperm.kernels.cpu.pooling import MAX, MEAN
 
 
 @jit
-def pool_lanes(x, K, stride, n, w, weight, pool, p):
-    """Pool x into p (K,), ``weight`` being that of the whole set."""
+def pool_lanes(x, K, stride, n, w, weight, totals, pool, p):
+    """Pool x into p (K,); ``totals`` is Σ w x, and ``weight`` that of the whole set."""
     if pool == MAX:
         _lane_maximum(x, K, stride, n, w, p)
-        return
-    lanes, block = lanes_of(x), block_elements(x)
-    padded = whole_vectors(n, x)
-    sums = np.empty(lanes, x.dtype)
-    for k in range(K):
-        row = x[k * stride : k * stride + padded]
-        total = 0.0
-        for first in range(0, padded, block):
-            sums[:] = 0
-            for e in range(first, min(first + block, padded), lanes):
-                for lane in range(lanes):
-                    sums[lane] += w[e + lane] * row[e + lane]
-            for lane in range(lanes):
-                total += sums[lane]
-        p[k] = total / weight if pool == MEAN else total
+    else:
+        for k in range(K):
+            p[k] = totals[k] / weight if pool == MEAN else totals[k]
 
 
 @jit

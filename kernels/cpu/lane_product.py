@@ -4,11 +4,12 @@ r"""The products of a whole set whose elements lie in the lanes of vectors: feat
     z[k, e] = c_k · w_e + Σ_j W[k, j] · g[j, e],         h = z where h > 0, else 0,   totals_k += Σ_e h[k, e]
     dW[k, j] += Σ_e x[k, e] · g[j, e]
 
-(`lanes_forward`, `lanes_masked`, `lanes_outer`.) Behind a ReLU about half of all activations are zero, and a unit is
-mostly on or off for many elements together. Here a unit is a row: what is off in a whole block of elements is left out
-by not being listed, as a step of the first product, as a row *and* as a step of the second, and on both sides of the
-third. Where half of the units are on, that is a half and two quarters of the multiplications. Only additions of 0 · W
-are left out: as long as W is finite no value changes, but for the sign of a zero.
+(`lanes_forward`, `lanes_masked`, `lanes_outer`; `lanes_sums` gives totals alone.) Behind a ReLU about half of all
+activations are zero, and a unit is mostly on or off for many elements together. Here a unit is a row: what is off in a
+whole block of elements is left out by not being listed, as a step of the first product, as a row *and* as a step of the
+second, and on both sides of the third. Where half of the units are on, that is a half and two quarters of the
+multiplications. Only additions of 0 · W are left out: as long as W is finite no value changes, but for the sign of a
+zero.
 
 Every output is one chain of fused multiply-adds over the listed features, so an element has the same bits wherever it
 stands in its set. Past the last element the rows are zero, up to a whole vector.
@@ -20,11 +21,13 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from fastperm.kernels.cpu.addresses import address_of, call_address
 from fastperm.kernels.cpu.compiling import c_function, jit
 from fastperm.kernels.cpu.lane_tile import (
     FEATURES,
     FORWARD,
     MASKED,
+    OUTER,
     OUTER_COLUMNS,
     OUTER_ROWS,
     VECTORS,
@@ -34,11 +37,10 @@ from fastperm.kernels.cpu.lane_tile import (
     lane_sum,
     lane_tile,
 )
-from fastperm.kernels.cpu.product import _call, _pointer
 from fastperm.kernels.cpu.register_tile import VECTOR_BYTES
 
-# Elements, or a few less, that share lists of the units that are on, and whose sums are taken in the working precision:
-# few enough that many units are off in all of them, enough that the lists and the sums over lanes cost little.
+# Elements, or some fewer or more, that share lists of the units that are on, and whose sums are taken in the working
+# precision: few enough that many units are off in all of them, enough that lists and sums over lanes cost little.
 BLOCK = 128
 LINE_BYTES = 64
 # From so many features below on, a strip of them is copied together: on their own they lie lines apart, and only this
@@ -189,9 +191,16 @@ def block_elements(like):
 
 @jit
 def blocks_of(n, like):
-    """Return the number of blocks that n elements make."""
+    """Return the number of blocks that n elements make: the last one takes what would be less than half a block."""
     block = block_elements(like)
-    return (n + block - 1) // block
+    return max(1, (n + block // 2) // block)
+
+
+@jit
+def block_bounds(b, blocks, n, like):
+    """Return the first element of block b and the one behind its last."""
+    block = block_elements(like)
+    return b * block, (b + 1) * block if b < blocks - 1 else n
 
 
 @jit
@@ -237,18 +246,17 @@ def lanes_forward(tiles, x, K_in, stride, n, panels, c, floor, w, listed, counts
     block is not zero are listed in ``listed_y`` and ``counts_y``.
     """
     sums, strip, all_steps = work
-    K_out, lanes = c.size, lanes_of(x)
-    block, padded = block_elements(x), whole_vectors(n, x)
+    K_out, lanes, padded = c.size, lanes_of(x), whole_vectors(n, x)
     for b in range(counts.size):
-        first = b * block
+        first, last = block_bounds(b, counts.size, padded, x)
         operands = (
-            _pointer(panels, 0), K_in, _pointer(c, 0), _pointer(x, first), stride, _pointer(y, first),
-            _pointer(w, first), _pointer(listed, 0), K_out, _pointer(listed, b * listed.shape[1]), counts[b], floor,
-            _pointer(sums, 0), min(block, padded - first), lanes, _pointer(totals, 0),
-            _pointer(listed_y, b * listed_y.shape[1]), _pointer(counts_y, b), _pointer(strip, 0),
-            _pointer(all_steps, 0),
+            address_of(panels, 0), K_in, address_of(c, 0), address_of(x, first), stride, address_of(y, first),
+            address_of(w, first), address_of(listed, 0), K_out, address_of(listed, b * listed.shape[1]), counts[b],
+            floor, address_of(sums, 0), last - first, lanes, address_of(totals, 0),
+            address_of(listed_y, b * listed_y.shape[1]), address_of(counts_y, b), address_of(strip, 0),
+            address_of(all_steps, 0),
         )  # fmt: skip
-        _call(tiles[FORWARD], operands)
+        call_address(tiles[FORWARD], operands)
     if padded > n:
         for j in range(K_out):
             y[j * stride + n : j * stride + padded] = 0
@@ -257,9 +265,8 @@ def lanes_forward(tiles, x, K_in, stride, n, panels, c, floor, w, listed, counts
 @jit
 def list_units_on(y, K, stride, n, listed, counts):
     """List the features of y that are not zero in a whole block of elements: what weighted sums do not tell."""
-    block = block_elements(y)
     for b in range(counts.size):
-        first, last = b * block, min((b + 1) * block, n)
+        first, last = block_bounds(b, counts.size, n, y)
         count = 0
         for k in range(K):
             listed[b, count] = k
@@ -280,29 +287,45 @@ def lanes_masked(tiles, g, stride, n, W, c, w, listed, counts, listed_below, cou
     ``listed`` says which features of g count, ``listed_below`` those of h. Others of h are zero, and stay as they are.
     """
     sums, strip, all_steps = work
-    lanes, block, padded = lanes_of(g), block_elements(g), whole_vectors(n, g)
+    lanes, padded = lanes_of(g), whole_vectors(n, g)
     for b in range(counts.size):
-        first = b * block
+        first, last = block_bounds(b, counts.size, padded, g)
         operands = (
-            _pointer(W, 0), W.shape[1], _pointer(c, 0), _pointer(g, first), stride, _pointer(h, first),
-            _pointer(w, first), _pointer(listed_below, b * listed_below.shape[1]), counts_below[b],
-            _pointer(listed, b * listed.shape[1]), counts[b], w.dtype.type(0), _pointer(sums, 0),
-            min(block, padded - first), lanes, _pointer(totals, 0), _pointer(listed, 0), _pointer(counts, 0),
-            _pointer(strip, 0), _pointer(all_steps, 0),
+            address_of(W, 0), W.shape[1], address_of(c, 0), address_of(g, first), stride, address_of(h, first),
+            address_of(w, first), address_of(listed_below, b * listed_below.shape[1]), counts_below[b],
+            address_of(listed, b * listed.shape[1]), counts[b], w.dtype.type(0), address_of(sums, 0),
+            last - first, lanes, address_of(totals, 0), address_of(listed, 0), address_of(counts, 0),
+            address_of(strip, 0), address_of(all_steps, 0),
         )  # fmt: skip
-        _call(tiles[MASKED], operands)
+        call_address(tiles[MASKED], operands)
 
 
 @jit
 def lanes_outer(tiles, x, g, stride, n, listed_x, counts_x, listed_g, counts_g, dW):
     """Add x gᵀ to dW (K_in, K_out), feature by feature of those that are listed."""
-    lanes = lanes_of(x)
-    block, padded = block_elements(x), whole_vectors(n, x)
+    lanes, padded = lanes_of(x), whole_vectors(n, x)
     for b in range(counts_x.size):
-        first = b * block
-        vectors = min(block, padded - first) // lanes
+        first, last = block_bounds(b, counts_x.size, padded, x)
         operands = (
-            _pointer(x, first), _pointer(g, first), stride, vectors, _pointer(listed_x, b * listed_x.shape[1]),
-            counts_x[b], _pointer(listed_g, b * listed_g.shape[1]), counts_g[b], _pointer(dW, 0), dW.shape[1],
+            address_of(x, first), address_of(g, first), stride, (last - first) // lanes,
+            address_of(listed_x, b * listed_x.shape[1]), counts_x[b], address_of(listed_g, b * listed_g.shape[1]),
+            counts_g[b], address_of(dW, 0), dW.shape[1],
         )  # fmt: skip
-        _call(tiles[2], operands)
+        call_address(tiles[OUTER], operands)
+
+
+@jit
+def lanes_sums(tiles, x, K, stride, n, w, work, totals):
+    """Add Σ w x to totals (K,): one column of an outer product."""
+    sums, _, numbers = work
+    lanes, padded, blocks = lanes_of(x), whole_vectors(n, x), blocks_of(n, x)
+    for b in range(blocks):
+        first, last = block_bounds(b, blocks, padded, x)
+        sums[:K] = 0
+        operands = (
+            address_of(x, first), address_of(w, first), stride, (last - first) // lanes, address_of(numbers, 0), K,
+            address_of(numbers, 0), 1, address_of(sums, 0), 1,
+        )  # fmt: skip
+        call_address(tiles[OUTER], operands)
+        for k in range(K):
+            totals[k] += sums[k]

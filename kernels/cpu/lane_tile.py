@@ -11,8 +11,8 @@ from numba.extending import intrinsic
 
 from fastperm.kernels.cpu.register_tile import I32, I64, REGISTERS, VECTOR_BYTES
 
-# How a tile finishes; the formulas stand in lane_product.py.
-FORWARD, MASKED = 0, 1
+# The products, whose formulas stand in lane_product.py.
+FORWARD, MASKED, OUTER = 0, 1, 2
 
 # Features × vectors of elements: with the vectors of one step and a broadcast they fill 16 registers, or leave room in
 # 32. The matrix of the forward pass is packed in panels of FEATURES columns.

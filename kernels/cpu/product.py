@@ -26,11 +26,9 @@ every kernel that multiplies, they would take a minute instead of seconds.
 import functools
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
+from fastperm.kernels.cpu.addresses import address_of, call_address
 from fastperm.kernels.cpu.compiling import c_function, jit
 from fastperm.kernels.cpu.register_tile import ACCUMULATE, PLAIN, VECTOR_BYTES, WIDEST, tile_panel
 
@@ -86,32 +84,6 @@ def tiles(dtype):
     return tuple(c_function(_DRIVERS[kind], types.void(*operands)) for kind in (PLAIN, ACCUMULATE))
 
 
-@intrinsic
-def _call(typingctx, address, operands):
-    """Call the C function at ``address`` with the members of a tuple."""
-    signature = types.void(types.int64, operands)
-
-    def codegen(context, builder, signature, args):
-        values = cgutils.unpack_tuple(builder, args[1])
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
-def _pointer(typingctx, array, offset):
-    """Return the address of element ``offset`` of a C-contiguous array."""
-    signature = types.CPointer(array.dtype)(array, types.int64)
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.gep(data, [args[1]])
-
-    return signature, codegen
-
-
 # These two take arrays, never pointers: Numba lets go of an array after the last mention of its name, and whoever
 # calls with an array holds it until the call is over.
 
@@ -136,12 +108,12 @@ def product(
     for first in range(0, n, ROW_BLOCK):
         sums[:] = 0
         operands = (
-            columns, _pointer(a, first * steps), steps, 1, _pointer(B, 0), columns, _pointer(c, 0),
-            _pointer(scale, first * scale_stride), scale_stride, _pointer(out, first * columns), columns,
-            min(ROW_BLOCK, n - first), steps, floor, _pointer(sums, 0), _pointer(weight, first * weight_stride),
-            weight_stride, _pointer(unlisted, 0), VECTOR_BYTES // B.itemsize,
+            columns, address_of(a, first * steps), steps, 1, address_of(B, 0), columns, address_of(c, 0),
+            address_of(scale, first * scale_stride), scale_stride, address_of(out, first * columns), columns,
+            min(ROW_BLOCK, n - first), steps, floor, address_of(sums, 0), address_of(weight, first * weight_stride),
+            weight_stride, address_of(unlisted, 0), VECTOR_BYTES // B.itemsize,
         )  # fmt: skip
-        _call(tiles[PLAIN], operands)
+        call_address(tiles[PLAIN], operands)
         for j in range(columns):
             totals[j] += sums[j]
 
@@ -182,11 +154,11 @@ def product_accumulate(
         if columns > lanes:  # else the tiles are done before the zeros are found
             rows = _list_nonzero(words[first * bits.size : last * bits.size], bits, listed)
         operands = (
-            columns, _pointer(x, first * n), 1, n, _pointer(g, first * columns), columns, _pointer(g, 0),
-            _pointer(g, 0), 0, _pointer(out, 0), columns, rows, last - first, out[0, 0],
-            _pointer(g, 0), _pointer(g, 0), 0, _pointer(listed, 0), lanes,
+            columns, address_of(x, first * n), 1, n, address_of(g, first * columns), columns, address_of(g, 0),
+            address_of(g, 0), 0, address_of(out, 0), columns, rows, last - first, out[0, 0],
+            address_of(g, 0), address_of(g, 0), 0, address_of(listed, 0), lanes,
         )  # fmt: skip
-        _call(tiles[ACCUMULATE], operands)
+        call_address(tiles[ACCUMULATE], operands)
     bits[0] = listed[0]  # the list is held until the last call is over
 
 

@@ -10,7 +10,10 @@ import numpy as np
 from fastperm.kernels.cpu.compiling import jit
 from fastperm.kernels.cpu.lane_product import whole_vectors
 
-CELLS = 64
+SIDE = 8
+CELLS = SIDE * SIDE
+# A grid needs no exact bounds: every so many elements are asked.
+EVERY = 8
 # Smaller sets are a block or two.
 LEAST_ELEMENTS = 192
 
@@ -28,45 +31,63 @@ def copy_to_lanes(x, w, stride, similar, lanes_x, lanes_w):
     With ``similar``, cell by cell; else in the order they have.
     """
     n, K = x.shape
-    places = np.empty(n, np.int64)
+    padded = whole_vectors(n, x)
+    places = np.empty(n, np.int32)
     if similar:
         _find_places(x, places)
     else:
         for r in range(n):
             places[r] = r
     for k in range(K):
-        row = lanes_x[k * stride : (k + 1) * stride]
+        row = lanes_x[k * stride : k * stride + padded]
         for r in range(n):
             row[places[r]] = x[r, k]
-    for r in range(n):
-        lanes_w[places[r]] = w[r] if w.size else 1
-    for r in range(n, whole_vectors(n, x)):
-        lanes_w[r] = 0
-        for k in range(K):
-            lanes_x[k * stride + r] = 0
+        row[n:] = 0
+    if w.size:
+        for r in range(n):
+            lanes_w[places[r]] = w[r]
+    else:
+        lanes_w[:n] = 1
+    lanes_w[n:padded] = 0
 
 
 @jit
 def _find_places(x, places):
     """Write where each element of x (n, K) goes."""
     n, K = x.shape
-    side = CELLS if K == 1 else 8
-    places[:] = 0
-    for k in range(min(K, 2)):
-        low, high = x[0, k], x[0, k]
-        for r in range(n):
-            low, high = min(low, x[r, k]), max(high, x[r, k])
-        scale = side / (np.float64(high) - np.float64(low)) if high > low else 0.0
-        for r in range(n):
-            place = (np.float64(x[r, k]) - np.float64(low)) * scale
-            # Compared before it becomes an integer: it is not a number where the range overflows.
-            places[r] = places[r] * side + (int(min(place, side - 1.0)) if place > 0 else 0)
-    begin = np.zeros(CELLS + 1, np.int64)
+    across, down = (SIDE, SIDE) if K > 1 else (CELLS, 1)
+    second = min(K, 2) - 1
+    low, scale = _grid(x, 0, across)
+    low_2, scale_2 = _grid(x, second, down)
+    last, last_2 = x.dtype.type(across - 1), x.dtype.type(down - 1)
+    ends = np.zeros(CELLS, np.int32)
     for r in range(n):
-        begin[places[r] + 1] += 1
+        cell = _cell(x[r, 0], low, scale, last) * down + _cell(x[r, second], low_2, scale_2, last_2)
+        places[r] = cell
+        ends[cell] += 1
+    end = 0
     for cell in range(CELLS):
-        begin[cell + 1] += begin[cell]
+        end += ends[cell]
+        ends[cell] = end - ends[cell]
     for r in range(n):
         cell = places[r]
-        places[r] = begin[cell]
-        begin[cell] += 1
+        places[r] = ends[cell]
+        ends[cell] += 1
+
+
+@jit
+def _grid(x, k, cells):
+    """Return where the cells of column k begin and how many there are to a unit, by what some elements span."""
+    low, high = x[0, k], x[0, k]
+    for r in range(0, len(x), EVERY):
+        low, high = min(low, x[r, k]), max(high, x[r, k])
+    return low, x.dtype.type(cells) / (high - low) if high > low else x.dtype.type(0)
+
+
+@jit
+def _cell(value, low, scale, last):
+    """Return the cell of a value; those beyond the grid, or not a number where the range overflows, go to its edges."""
+    place = (value - low) * scale
+    # One instruction each, as comparisons in this direction.
+    place = place if place > 0 else last * 0
+    return int(place if place < last else last)
