@@ -35,7 +35,7 @@ class Parameters(dict):
         super().__init__()
         self.kernels = kernels
         self.flat = kernels.xp.zeros(sum(math.prod(shape) for shape in shapes.values()), dtype)
-        self._shapes = dict(shapes)
+        self._shapes = shapes
         start = 0
         for name, shape in shapes.items():
             stop = start + math.prod(shape)
@@ -49,7 +49,8 @@ class Parameters(dict):
     def same_layout(self, other):
         """Return whether two of these have the same names and shapes in the same order, dtype and backend."""
         alike = self.kernels is other.kernels and self.flat.dtype == other.flat.dtype
-        return alike and list(self._shapes.items()) == list(other._shapes.items())
+        same = self._shapes is other._shapes
+        return alike and (same or list(self._shapes.items()) == list(other._shapes.items()))
 
     def copy(self):
         """Return the values as they are now: a dict of name to copied array."""

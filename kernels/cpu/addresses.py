@@ -1,8 +1,8 @@
-"""What compiled code does with addresses: it calls C functions, and passes memory on without counting who holds it.
+"""What compiled code does with addresses: it calls C functions, counts with other threads, and borrows memory.
 
 Numba counts the references to every array, by an atomic instruction whenever one is sliced or handed to a function. For
 one set in a small network that is hundreds of them, and two threads that count the same array wait for each other. So
-the kernels of whole sets count once, at the start of a task, and then borrow.
+the kernels of whole sets count at the start of a task, and then borrow.
 """
 
 from llvmlite import ir
@@ -62,6 +62,17 @@ def _without_counters(context, builder, kind, value):
         array.meminfo = cgutils.get_null_value(array.meminfo.type)
         return array._getvalue()
     return value
+
+
+@intrinsic
+def fetch_and_add(typingctx, counter):
+    """Add one to the number in an array (1,) int64 that threads share, and return what it was."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), codegen
 
 
 @jit

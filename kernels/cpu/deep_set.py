@@ -12,7 +12,6 @@ A large set would keep one worker busy and the others waiting, and its activatio
 layer, with the workers sharing its rows, or, where there is no way back, block by block (`deep_set_stream`).
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +54,7 @@ from fastperm.kernels.cpu.pooling import (
 )
 from fastperm.kernels.cpu.product import add_outer, vector_product
 from fastperm.kernels.cpu.similar_order import copy_to_lanes, worth_sorting
-from fastperm.kernels.cpu.workers import add_parts, large_sets, ready, run, small_chunks
+from fastperm.kernels.cpu.workers import add_parts, large_sets, next_chunk, share, small_chunks
 from fastperm.kernels.reference.deep_set import LayerKernels, step_by_layers
 
 NO_POOL = -1
@@ -84,8 +83,8 @@ def deep_set_forward(
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool])
     shape, present = np.array(widths), weights_or_empty(weights, x.dtype)
     packed = _packed(parameters, shape)
-    inputs = ready((lane_tiles(x.dtype), x, offsets, present, parameters, packed, shape, *how, y))
-    run([partial(_forward, *sets, *inputs) for sets in small_chunks(offsets, max(widths[:-1]))])
+    chunks = small_chunks(offsets, max(widths[:-1]))
+    share(_forward, chunks, lane_tiles(x.dtype), x, offsets, present, parameters, packed, shape, *how, y)
     for s in large_sets(offsets, max(widths[:-1])):
         own_x, _, own_weights, own_y = _alone(s, x, offsets, weights, y, pool)
         large_set_forward(own_x, own_weights, parameters, widths, aggregate, pool, y=own_y)
@@ -107,13 +106,10 @@ def deep_set_step(
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool])
     shape, present = np.array(widths), weights_or_empty(weights, x.dtype)
     again = (_packed(parameters, shape), _transposed_pool(parameters, shape))
-    inputs = ready((lane_tiles(x.dtype), x, offsets, present, targets, parameters, *again, shape, *how))
-    losses = np.zeros(len(offsets) - 1)
-    parts, tasks = [], []
-    for sets in small_chunks(offsets, max(widths[:-1])):
-        parts.append(np.empty_like(parameters))
-        tasks.append(partial(_step, *sets, *inputs, parts[-1], losses))
-    run(tasks)
+    chunks, losses = small_chunks(offsets, max(widths[:-1])), np.zeros(len(offsets) - 1)
+    parts = np.empty((len(chunks), parameters.size), x.dtype)
+    inputs = (lane_tiles(x.dtype), x, offsets, present, targets, parameters, *again, shape, *how)
+    share(_step, chunks, *inputs, parts, losses)
     add_parts(parts, gradients)
     loss = float(losses.sum()) / targets.size
     for s in large_sets(offsets, max(widths[:-1])):
@@ -327,60 +323,75 @@ def _answer(y, s, first, last, pool):
 
 @jit
 def _forward(
-    first_set, last_set, lane_tiles, x, offsets, weights, parameters, packed, widths, aggregate, pool, y,
+    counter, chunks, lane_tiles, x, offsets, weights, parameters, packed, widths, aggregate, pool, y,
 ):  # fmt: skip
-    space = _space(widths, longest_set(offsets, first_set, last_set), False, aggregate, pool, x)
+    space = _space(widths, _longest(offsets, chunks), False, aggregate, pool, x)
     batch, network = (x, offsets, weights), (parameters, _layer_starts(widths), packed, widths, aggregate, pool)
-    _forward_in(space, first_set, last_set, lane_tiles, batch, network, y)
+    _forward_in(space, counter, chunks, lane_tiles, batch, network, y)
 
 
 @jit
-def _forward_in(space, first_set, last_set, lane_tiles, batch, network, y):
-    space, batch, network, y = borrowed((space, batch, network, y))
+def _forward_in(space, counter, chunks, lane_tiles, batch, network, y):
+    space, counter, chunks, batch, network, y = borrowed((space, counter, chunks, batch, network, y))
     x, offsets, weights = batch
     parameters, starts, packed, widths, _, pool = network
-    for s in range(first_set, last_set):
-        first, last = offsets[s], offsets[s + 1]
-        weight = _copy_set(x, weights, first, last, widths, pool, space)
-        h = _set_forward(lane_tiles, last - first, weight, weights.size > 0, *network, space)
-        own = _answer(y, s, first, last, pool)
-        _set_head(lane_tiles, h, last - first, parameters, starts[-1], packed, widths, pool, space, own)
+    chunk, first_set, last_set = next_chunk(counter, chunks)
+    while chunk >= 0:
+        for s in range(first_set, last_set):
+            first, last = offsets[s], offsets[s + 1]
+            weight = _copy_set(x, weights, first, last, widths, pool, space)
+            h = _set_forward(lane_tiles, last - first, weight, weights.size > 0, *network, space)
+            own = _answer(y, s, first, last, pool)
+            _set_head(lane_tiles, h, last - first, parameters, starts[-1], packed, widths, pool, space, own)
+        chunk, first_set, last_set = next_chunk(counter, chunks)
 
 
 @jit
 def _step(
-    first_set, last_set, lane_tiles, x, offsets, weights, targets, parameters, packed, transposed, widths,
-    aggregate, pool, gradients, losses,
+    counter, chunks, lane_tiles, x, offsets, weights, targets, parameters, packed, transposed, widths, aggregate, pool,
+    parts, losses,
 ):  # fmt: skip
-    gradients[:] = 0
-    longest, K_fin = longest_set(offsets, first_set, last_set), widths[-1]
+    longest, K_fin = _longest(offsets, chunks), widths[-1]
     space = _space(widths, longest, True, aggregate, pool, x)
     answers = longest if pool == NO_POOL else 1
     y, dy = np.empty((answers, K_fin), x.dtype), np.empty((answers, K_fin), x.dtype)
     batch, network = (x, offsets, weights), (parameters, _layer_starts(widths), packed, widths, aggregate, pool)
-    _step_in(space, y, dy, first_set, last_set, lane_tiles, batch, targets, network, transposed, gradients, losses)
+    _step_in(space, y, dy, counter, chunks, lane_tiles, batch, targets, network, transposed, parts, losses)
 
 
 @jit
-def _step_in(space, y, dy, first_set, last_set, lane_tiles, batch, targets, network, transposed, gradients, losses):
-    space, y, dy, batch, targets, network, transposed, gradients, losses = borrowed(
-        (space, y, dy, batch, targets, network, transposed, gradients, losses)
+def _step_in(space, y, dy, counter, chunks, lane_tiles, batch, targets, network, transposed, parts, losses):
+    space, y, dy, counter, chunks, batch, targets, network, transposed, parts, losses = borrowed(
+        (space, y, dy, counter, chunks, batch, targets, network, transposed, parts, losses)
     )
     x, offsets, weights = batch
     parameters, starts, packed, widths, aggregate, pool = network
     factor = x.dtype.type(2) / x.dtype.type(targets.size)
-    for s in range(first_set, last_set):
-        first, last = offsets[s], offsets[s + 1]
-        n = last - first
-        own = n if pool == NO_POOL else 1
-        weight = _copy_set(x, weights, first, last, widths, pool, space)
-        h = _set_forward(lane_tiles, n, weight, weights.size > 0, *network, space)
-        _set_head(lane_tiles, h, n, parameters, starts[-1], packed, widths, pool, space, y[:own])
-        losses[s] = squared_error(y[:own], _answer(targets, s, first, last, pool), factor, dy[:own])
-        _head_backward(
-            lane_tiles, h, n, weight, dy[:own], parameters, transposed, starts[-1], widths, pool, space, gradients
-        )
-        _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widths, aggregate, space, gradients)
+    chunk, first_set, last_set = next_chunk(counter, chunks)
+    while chunk >= 0:
+        gradients = parts[chunk]
+        gradients[:] = 0
+        for s in range(first_set, last_set):
+            first, last = offsets[s], offsets[s + 1]
+            n = last - first
+            own = n if pool == NO_POOL else 1
+            weight = _copy_set(x, weights, first, last, widths, pool, space)
+            h = _set_forward(lane_tiles, n, weight, weights.size > 0, *network, space)
+            _set_head(lane_tiles, h, n, parameters, starts[-1], packed, widths, pool, space, y[:own])
+            losses[s] = squared_error(y[:own], _answer(targets, s, first, last, pool), factor, dy[:own])
+            _head_backward(
+                lane_tiles, h, n, weight, dy[:own], parameters, transposed, starts[-1], widths, pool, space, gradients
+            )
+            _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widths, aggregate, space, gradients)
+        chunk, first_set, last_set = next_chunk(counter, chunks)
+
+
+@jit
+def _longest(offsets, chunks):
+    longest = 0
+    for chunk in range(len(chunks)):
+        longest = max(longest, longest_set(offsets, chunks[chunk, 0], chunks[chunk, 1]))
+    return longest
 
 
 @jit

@@ -82,15 +82,12 @@ def equivariant_backward(
     W_self_T, W_pool_T = np.ascontiguousarray(W_self.T), np.ascontiguousarray(W_pool.T)
     if dx is None:
         dx = np.empty((0, x.shape[1]), x.dtype)
-    gradients, tasks = [], []
-    for sets in small_chunks(offsets, max(W_self.shape)):
-        own = (np.zeros_like(dW_self), np.zeros_like(dW_pool), np.zeros_like(db))
-        gradients.append(own)
-        inputs = (tiles(x.dtype), dy, x, y, m, offsets, weights, W_self_T, W_pool_T, code, relu)
-        tasks.append(task(_backward, *sets, *inputs, dx, *own))
-    run(tasks)
-    for total, *parts in zip((dW_self, dW_pool, db), *gradients, strict=True):
-        add_parts(parts, total)
+    inputs = (tiles(x.dtype), dy, x, y, m, offsets, weights, W_self_T, W_pool_T, code, relu)
+    chunks, totals = small_chunks(offsets, max(W_self.shape)), (dW_self, dW_pool, db)
+    parts = [np.zeros((len(chunks), *total.shape), total.dtype) for total in totals]
+    run([task(_backward, *sets, *inputs, dx, *own) for sets, *own in zip(chunks, *parts, strict=True)])
+    for total, own in zip(totals, parts, strict=True):
+        add_parts(own, total)
     for s in large_sets(offsets, max(W_self.shape)):
         set_inputs = (dy, x, y, m[s], weights, offsets[s], offsets[s + 1], W_self_T, W_pool_T, code, relu)
         _large_set_backward(*set_inputs, dx, dW_self, dW_pool, db)
@@ -102,7 +99,7 @@ def _large_set_backward(
     K_out, K_in = W_self_T.shape
     bounds = first + pieces(last - first)
     sums = np.zeros((len(bounds) - 1, K_out))
-    parts = [np.zeros_like(dW_self) for _ in sums]
+    parts = np.zeros((len(sums), *dW_self.shape), dW_self.dtype)
     own = zip(pairwise(bounds), parts, sums, strict=True)
     run([task(_piece_parameters, *ends, tiles(x.dtype), dy, x, y, relu, *out) for ends, *out in own])
     add_parts(parts, dW_self)

@@ -15,6 +15,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastperm.kernels.cpu.addresses import fetch_and_add
+from fastperm.kernels.cpu.compiling import jit
+
 CHUNKS = 16
 
 # A set is large, and split over the workers, if it has at least so many elements, and activations of so many numbers
@@ -54,13 +57,13 @@ def set_num_threads(threads):
 def chunk_bounds(offsets):
     """Return the sets at which chunks begin and end: at most CHUNKS of them, of about equal numbers of elements."""
     ends = offsets[-1] * np.arange(1, CHUNKS + 1) // CHUNKS
-    return [0, *np.unique(np.searchsorted(offsets[1:], ends) + 1).tolist()]
+    return sorted({0, *(np.searchsorted(offsets[1:], ends) + 1).tolist()})
 
 
 def large_sets(offsets, width):
     """Return the sets that are to be split over the workers, in order; ``width`` is that of the widest activation."""
     least = max(LARGE_ELEMENTS, -(-LARGE_NUMBERS // width), offsets[-1] // LARGE_PART + 1)
-    return np.flatnonzero(np.diff(offsets) >= least).tolist()
+    return (offsets[1:] - offsets[:-1] >= least).nonzero()[0].tolist()
 
 
 def small_chunks(offsets, width):
@@ -115,6 +118,25 @@ def for_each_chunk(function, offsets, *arguments):
     run([partial(function, *ends, *shared) for ends in pairwise(chunk_bounds(offsets))])
 
 
+def share(function, chunks, *arguments):
+    """Have every worker call ``function(counter, chunks, *arguments)``, which takes the chunks that `next_chunk` gives.
+
+    For chunks that take less than a millisecond: a call of a compiled function for each of them would have to wait for
+    Python's lock.
+    """
+    shared = ready((np.zeros(1, np.int64), np.array(chunks, np.int64).reshape(-1, 2), *arguments))
+    run([partial(function, *shared)] * min(get_num_threads(), len(chunks)))
+
+
+@jit
+def next_chunk(counter, chunks):
+    """Return the number of a chunk that nobody has taken yet, or -1, and its first and last set."""
+    i = fetch_and_add(counter)
+    if i < len(chunks):
+        return i, chunks[i, 0], chunks[i, 1]
+    return -1, 0, 0
+
+
 def task(function, *arguments):
     """Return the call of a compiled function, to be given to `run`."""
     return partial(function, *ready(arguments))
@@ -126,14 +148,19 @@ def ready(arguments):
 
 
 def add_parts(parts, total):
-    """Add arrays to ``total``, in their order; the workers share the rows, not the arrays."""
+    """Add the arrays parts[0], parts[1], … to ``total``, in their order; the workers share the numbers, not the arrays.
 
-    def add(first, last):
-        for part in parts:
-            total[first:last] += part[first:last]
+    Both are C-contiguous.
+    """
+    flat = (parts.reshape(len(parts), total.size), total.reshape(-1))
+    run([task(_add, *ends, *flat) for ends in pairwise(pieces(total.size, least=ADDED))])
 
-    rows = max(1, ADDED // total[:1].size)
-    run([partial(add, *ends) for ends in pairwise(pieces(len(total), least=rows))])
+
+@jit
+def _add(first, last, parts, total):
+    for part in range(len(parts)):
+        for i in range(first, last):
+            total[i] += parts[part, i]
 
 
 class _Memory:
