@@ -43,8 +43,8 @@ def address_of(typingctx, array, offset):
 def borrowed(typingctx, arrays):
     """Return a tuple of arrays, and whatever else is in it, without their counters.
 
-    Somebody else must hold them until the last use: Numba lets go of an array after the last mention of its name, so
-    borrow only what came as an argument, which the caller holds until the call is over.
+    Somebody else must hold them until the last use. An argument is held by the caller until the call is over; a local
+    array only until the last mention of its name, so let that be in `hold`.
     """
 
     def codegen(context, builder, signature, args):
@@ -62,6 +62,12 @@ def _without_counters(context, builder, kind, value):
         array.meminfo = cgutils.get_null_value(array.meminfo.type)
         return array._getvalue()
     return value
+
+
+@intrinsic
+def hold(typingctx, arrays):
+    """Do nothing: a last mention of what was `borrowed`."""
+    return types.void(arrays), lambda context, builder, signature, args: context.get_dummy_value()
 
 
 @intrinsic

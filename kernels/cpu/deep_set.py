@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastperm.kernels.cpu.addresses import borrowed, matrix_at
+from fastperm.kernels.cpu.addresses import borrowed, hold, matrix_at
 from fastperm.kernels.cpu.compiling import jit
 from fastperm.kernels.cpu.deep_set_stream import large_set_forward
 from fastperm.kernels.cpu.dense import dense_backward, dense_forward
@@ -252,6 +252,12 @@ def _space(widths, longest, backward, aggregate, pool, like):
 
 
 @jit
+def _lists(space, i, blocks):
+    """Return, block by block, which features of h_i are not zero, and how many."""
+    return space.listed[i], space.counts[i, :blocks]
+
+
+@jit
 def _copy_set(x, weights, first, last, widths, pool, space):
     """Copy the set of the rows from ``first`` to ``last`` to its space, and return its total weight."""
     n = last - first
@@ -263,13 +269,13 @@ def _copy_set(x, weights, first, last, widths, pool, space):
 
 
 @jit
-def _set_forward(lane_tiles, n, weight, weighted, parameters, starts, packed, widths, aggregate, pool, space):
+def _set_forward(lane_tiles, n, weight, weighted, network, space):
     """Take the set in ``space`` forward and return h_D, which lies in ``space.hidden``."""
+    parameters, starts, packed, widths, aggregate, pool = network
     depth, stride = widths.size - 2, space.stride
     blocks = blocks_of(n, space.x)
     panels, places = packed
-    listed, counts = space.listed, space.counts[:, :blocks]
-    list_all(widths[0], blocks, listed[0], counts[0])
+    list_all(widths[0], space.listed[0], space.counts[0, :blocks])
     space.totals[: widths[0]] = 0
     lanes_sums(lane_tiles, space.x, widths[0], stride, n, space.w, space.work, space.totals)
     pool_lanes(space.x, widths[0], stride, n, space.w, weight, space.totals, aggregate, space.pooled[0])
@@ -283,10 +289,10 @@ def _set_forward(lane_tiles, n, weight, weighted, parameters, starts, packed, wi
         totals[:] = 0
         lanes_forward(
             lane_tiles, below, K_in, stride, n, panels[places[i] : places[i + 1]], c, b.dtype.type(0), space.w,
-            listed[i], counts[i], y, space.work, totals, listed[i + 1], counts[i + 1],
+            *_lists(space, i, blocks), y, space.work, totals, *_lists(space, i + 1, blocks),
         )  # fmt: skip
         if weighted:
-            list_units_on(y, K_out, stride, n, listed[i + 1], counts[i + 1])
+            list_units_on(y, K_out, stride, n, *_lists(space, i + 1, blocks))
         how = aggregate if i < depth - 1 else pool
         if how != NO_POOL:
             pool_lanes(y, K_out, stride, n, space.w, weight, totals, how, space.pooled[i + 1])
@@ -296,19 +302,19 @@ def _set_forward(lane_tiles, n, weight, weighted, parameters, starts, packed, wi
 
 
 @jit
-def _set_head(lane_tiles, h, n, parameters, start, packed, widths, pool, space, y):
+def _set_head(lane_tiles, h, n, network, space, y):
     """Write the prediction y (1, K_fin) from what h pools to, or (n, K_fin) from h without pooling."""
+    parameters, starts, packed, widths, _, pool = network
     depth, stride = widths.size - 2, space.stride
-    W, b = _head(parameters, start, widths[depth], widths[depth + 1])
+    W, b = _head(parameters, starts[depth], widths[depth], widths[depth + 1])
     if pool != NO_POOL:
         vector_product(space.pooled[depth, : len(W)], W, b, y[0])
         return
     panels, places = packed
-    counts = space.counts[:, : blocks_of(n, h)]
+    blocks = blocks_of(n, h)
     lanes_forward(
         lane_tiles, h, len(W), stride, n, panels[places[depth] :], b, h.dtype.type(-np.inf), space.w,
-        space.listed[depth], counts[depth], space.y, space.work, space.totals, space.listed[depth + 1],
-        counts[depth + 1],
+        *_lists(space, depth, blocks), space.y, space.work, space.totals, *_lists(space, depth + 1, blocks),
     )  # fmt: skip
     for r in range(n):
         for k in range(b.size):
@@ -325,25 +331,21 @@ def _answer(y, s, first, last, pool):
 def _forward(
     counter, chunks, lane_tiles, x, offsets, weights, parameters, packed, widths, aggregate, pool, y,
 ):  # fmt: skip
-    space = _space(widths, _longest(offsets, chunks), False, aggregate, pool, x)
-    batch, network = (x, offsets, weights), (parameters, _layer_starts(widths), packed, widths, aggregate, pool)
-    _forward_in(space, counter, chunks, lane_tiles, batch, network, y)
-
-
-@jit
-def _forward_in(space, counter, chunks, lane_tiles, batch, network, y):
-    space, counter, chunks, batch, network, y = borrowed((space, counter, chunks, batch, network, y))
-    x, offsets, weights = batch
-    parameters, starts, packed, widths, _, pool = network
+    own = _space(widths, _longest(offsets, chunks), False, aggregate, pool, x)
+    starts = _layer_starts(widths)
+    network = (parameters, starts, packed, widths, aggregate, pool)
+    space, counter, chunks, x, offsets, weights, network, y = borrowed(
+        (own, counter, chunks, x, offsets, weights, network, y)
+    )
     chunk, first_set, last_set = next_chunk(counter, chunks)
     while chunk >= 0:
         for s in range(first_set, last_set):
             first, last = offsets[s], offsets[s + 1]
             weight = _copy_set(x, weights, first, last, widths, pool, space)
-            h = _set_forward(lane_tiles, last - first, weight, weights.size > 0, *network, space)
-            own = _answer(y, s, first, last, pool)
-            _set_head(lane_tiles, h, last - first, parameters, starts[-1], packed, widths, pool, space, own)
+            h = _set_forward(lane_tiles, last - first, weight, weights.size > 0, network, space)
+            _set_head(lane_tiles, h, last - first, network, space, _answer(y, s, first, last, pool))
         chunk, first_set, last_set = next_chunk(counter, chunks)
+    hold((own, starts))
 
 
 @jit
@@ -351,21 +353,14 @@ def _step(
     counter, chunks, lane_tiles, x, offsets, weights, targets, parameters, packed, transposed, widths, aggregate, pool,
     parts, losses,
 ):  # fmt: skip
-    longest, K_fin = _longest(offsets, chunks), widths[-1]
-    space = _space(widths, longest, True, aggregate, pool, x)
-    answers = longest if pool == NO_POOL else 1
-    y, dy = np.empty((answers, K_fin), x.dtype), np.empty((answers, K_fin), x.dtype)
-    batch, network = (x, offsets, weights), (parameters, _layer_starts(widths), packed, widths, aggregate, pool)
-    _step_in(space, y, dy, counter, chunks, lane_tiles, batch, targets, network, transposed, parts, losses)
-
-
-@jit
-def _step_in(space, y, dy, counter, chunks, lane_tiles, batch, targets, network, transposed, parts, losses):
-    space, y, dy, counter, chunks, batch, targets, network, transposed, parts, losses = borrowed(
-        (space, y, dy, counter, chunks, batch, targets, network, transposed, parts, losses)
+    longest = _longest(offsets, chunks)
+    answers = (longest if pool == NO_POOL else 1, widths[-1])
+    own = (_space(widths, longest, True, aggregate, pool, x), np.empty(answers, x.dtype), np.empty(answers, x.dtype))
+    starts = _layer_starts(widths)
+    network = (parameters, starts, packed, widths, aggregate, pool)
+    (space, y, dy), counter, chunks, x, offsets, weights, targets, network, transposed, parts, losses = borrowed(
+        (own, counter, chunks, x, offsets, weights, targets, network, transposed, parts, losses)
     )
-    x, offsets, weights = batch
-    parameters, starts, packed, widths, aggregate, pool = network
     factor = x.dtype.type(2) / x.dtype.type(targets.size)
     chunk, first_set, last_set = next_chunk(counter, chunks)
     while chunk >= 0:
@@ -374,16 +369,15 @@ def _step_in(space, y, dy, counter, chunks, lane_tiles, batch, targets, network,
         for s in range(first_set, last_set):
             first, last = offsets[s], offsets[s + 1]
             n = last - first
-            own = n if pool == NO_POOL else 1
+            rows = n if pool == NO_POOL else 1
             weight = _copy_set(x, weights, first, last, widths, pool, space)
-            h = _set_forward(lane_tiles, n, weight, weights.size > 0, *network, space)
-            _set_head(lane_tiles, h, n, parameters, starts[-1], packed, widths, pool, space, y[:own])
-            losses[s] = squared_error(y[:own], _answer(targets, s, first, last, pool), factor, dy[:own])
-            _head_backward(
-                lane_tiles, h, n, weight, dy[:own], parameters, transposed, starts[-1], widths, pool, space, gradients
-            )
-            _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widths, aggregate, space, gradients)
+            h = _set_forward(lane_tiles, n, weight, weights.size > 0, network, space)
+            _set_head(lane_tiles, h, n, network, space, y[:rows])
+            losses[s] = squared_error(y[:rows], _answer(targets, s, first, last, pool), factor, dy[:rows])
+            _head_backward(lane_tiles, h, n, weight, dy[:rows], network, transposed, space, gradients)
+            _layers_backward(lane_tiles, n, weight, network, transposed, space, gradients)
         chunk, first_set, last_set = next_chunk(counter, chunks)
+    hold((own, starts))
 
 
 @jit
@@ -395,75 +389,70 @@ def _longest(offsets, chunks):
 
 
 @jit
-def _head_backward(
-    lane_tiles, h, n, weight, dy, parameters, transposed, start, widths, pool, space, gradients,
-):  # fmt: skip
+def _head_backward(lane_tiles, h, n, weight, dy, network, transposed, space, gradients):
     """Replace h_D by its gradient, masked, and write its sums to ``space.totals``; add that of the head."""
+    parameters, starts, _, widths, _, pool = network
     depth, stride = widths.size - 2, space.stride
-    K, K_fin = widths[depth], widths[depth + 1]
+    start, K, K_fin = starts[depth], widths[depth], widths[depth + 1]
     W, _ = _head(parameters, start, K, K_fin)
     dW, db = _head(gradients, start, K, K_fin)
     for r in range(len(dy)):
         for k in range(K_fin):
             db[k] += dy[r, k]
     blocks = blocks_of(n, h)
-    own = (space.listed[depth], space.counts[depth, :blocks])
+    own = _lists(space, depth, blocks)
     p, dp = space.pooled[depth, :K], space.c[:K]
     dp[:] = 0
     if pool != NO_POOL:
         add_outer(p, dy[0], dW)
         vector_product(dy[0], matrix_at(transposed, start, K_fin, K), dp, dp)
-        # No steps: the product is its start.
-        _units_backward(lane_tiles, h, n, W, own[0], space.none[:blocks], own, h, p, dp, pool, weight, space)
-        return
-    padded = whole_vectors(n, h)
-    for k in range(K_fin):
-        for r in range(n):
-            space.y[k * stride + r] = dy[r, k]
-        space.y[k * stride + n : k * stride + padded] = 0
-    listed, counts = space.listed[depth + 1], space.counts[depth + 1, :blocks]
-    list_all(K_fin, blocks, listed, counts)
-    lanes_outer(lane_tiles, h, space.y, stride, n, *own, listed, counts, dW)
-    _units_backward(lane_tiles, space.y, n, W, listed, counts, own, h, p, dp, SUM, weight, space)
+        g, above, how = h, (own[0], space.none[:blocks]), pool  # no steps: the product is its start
+    else:
+        g, above, how = space.y, _lists(space, depth + 1, blocks), SUM
+        for k in range(K_fin):
+            for r in range(n):
+                g[k * stride + r] = dy[r, k]
+            g[k * stride + n : k * stride + whole_vectors(n, h)] = 0
+        list_all(K_fin, *above)
+        lanes_outer(lane_tiles, h, g, stride, n, *own, *above, dW)
+    _units_backward(lane_tiles, g, n, W, above, own, h, p, dp, how, weight, space)
 
 
 @jit
-def _layers_backward(lane_tiles, n, weight, parameters, transposed, starts, widths, aggregate, space, gradients):
+def _layers_backward(lane_tiles, n, weight, network, transposed, space, gradients):
     """Take the gradient of h_D in ``space.hidden``, with its sums in ``space.totals``, back through the layers.
 
     The gradient of an activation takes the very place of that activation.
     """
+    parameters, starts, _, widths, aggregate, _ = network
     depth, stride = widths.size - 2, space.stride
     blocks = blocks_of(n, space.x)
-    listed, counts = space.listed, space.counts[:, :blocks]
     place = space.hidden.size // stride
     for i in range(depth - 1, -1, -1):
         K_in, K_out = widths[i], widths[i + 1]
         place -= K_out
         g = space.hidden[place * stride : (place + K_out) * stride]
         below = space.x if i == 0 else space.hidden[(place - K_in) * stride : place * stride]
+        own, above = _lists(space, i, blocks), _lists(space, i + 1, blocks)
         dW_self, dW_pool, db = _layer(gradients, starts[i], K_in, K_out)
         G, dm, m = space.G[:K_out], space.c[:K_in], space.pooled[i, :K_in]
         for k in range(K_out):
             G[k] = space.totals[k]
             db[k] += G[k]
         add_outer(m, G, dW_pool)
-        lanes_outer(lane_tiles, below, g, stride, n, listed[i], counts[i], listed[i + 1], counts[i + 1], dW_self)
+        lanes_outer(lane_tiles, below, g, stride, n, *own, *above, dW_self)
         if i > 0:
             W_self, _, _ = _layer(parameters, starts[i], K_in, K_out)
             dm[:] = 0
             vector_product(G, _layer(transposed, starts[i], K_out, K_in)[1], dm, dm)
-            own = (listed[i], counts[i])
-            _units_backward(
-                lane_tiles, g, n, W_self, listed[i + 1], counts[i + 1], own, below, m, dm, aggregate, weight, space
-            )
+            _units_backward(lane_tiles, g, n, W_self, above, own, below, m, dm, aggregate, weight, space)
 
 
 @jit
-def _units_backward(lane_tiles, g, n, W, listed, counts, own, h, p, dp, pool, weight, space):
+def _units_backward(lane_tiles, g, n, W, above, own, h, p, dp, pool, weight, space):
     """Replace h by its gradient, masked, and write its sums to ``space.totals``: W g, and its share of dp.
 
-    p is what h pools to, dp its gradient, changed here; ``listed`` and ``counts`` are those of g, ``own`` those of h.
+    p is what h pools to, dp its gradient, changed here; ``above`` and ``own`` list the features of g and h.
     """
     stride, K = space.stride, dp.size
     totals, start = space.totals[:K], dp
@@ -474,6 +463,6 @@ def _units_backward(lane_tiles, g, n, W, listed, counts, own, h, p, dp, pool, we
     elif pool == MEAN:
         for k in range(K):
             dp[k] /= weight
-    lanes_masked(lane_tiles, g, stride, n, W, start, space.w, listed, counts, *own, h, space.work, totals)
+    lanes_masked(lane_tiles, g, stride, n, W, start, space.w, *above, *own, h, space.work, totals)
     if pool == MAX:
         share_maximum(dp, space.spare, p, K, stride, n, space.w, h, totals)

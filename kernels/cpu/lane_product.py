@@ -229,9 +229,9 @@ def workspace(K, like):
 
 
 @jit
-def list_all(K, blocks, listed, counts):
+def list_all(K, listed, counts):
     """List all K features in every block."""
-    for b in range(blocks):
+    for b in range(counts.size):
         counts[b] = K
         for k in range(K):
             listed[b, k] = k
