@@ -109,7 +109,7 @@ def train(ctx, out, resume, progress, threads, **options):
     Ctrl-C finishes the step and saves it. With --resume, options that are not given are those that the run was
     started with; --steps, --learning-rate, --every and --validate may be given new values.
     """
-    from fastperm.cli.runs import Run
+    from fastperm.runs import Run
 
     run = Run(out)
     given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
@@ -153,7 +153,7 @@ def _stored_options(stored):
 
 def _build(options):
     import fastperm
-    from fastperm.cli.runs import task_backend
+    from fastperm.runs import task_backend
 
     width, depth = options["width"], options["depth"]
     if len(width) == 1:
