@@ -23,7 +23,7 @@ FLOORS = (
     ("layers", "losses", "adam"),
     ("network", "training", "checkpoints"),
     ("power_spectrum", "optimum", "baselines", "estimation", "figures", "runs"),
-    ("executors", "sweeps"),
+    ("executors", "sweeps", "paper", "paper_figures"),
     ("cli", "__main__"),
 )
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

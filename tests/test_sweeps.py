@@ -139,7 +139,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
     assert all("learning_rate=1e+30" in name for name in outcome.failures)
     result = command("--out", tmp_path, *ARGUMENTS, "learning_rate=1e30,1e-3", *REFERENCE, code=1)
     assert "failed: the loss is inf at step 2" in result.stderr
-    assert "4 of 8 cells failed" in result.stderr
+    assert "4 cells failed" in result.stderr
 
 
 def test_cells_are_tested_on_other_sets(tmp_path):
@@ -332,7 +332,7 @@ def test_mpi(swept, tmp_path):
     assert results_of(tmp_path / "mpi") == results_of(swept[0])
     failing = start_elsewhere(mpiexec, "-n", 2, *python, *sweep, "learning_rate=1e30")
     assert failing.returncode == 1
-    assert "4 of 4 cells failed" in failing.stderr
+    assert "4 cells failed" in failing.stderr
     alone = start_elsewhere(sys.executable, "-m", "fastperm", *sweep, "beta1=0.8")
     assert alone.returncode == 1
     assert "start them with: mpiexec -n N python -m mpi4py.futures -m fastperm sweep" in alone.stderr

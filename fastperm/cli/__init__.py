@@ -1,4 +1,4 @@
-"""The command ``fastperm``: train, evaluate, predict, sweep, info.
+"""The command ``fastperm``: train, evaluate, predict, sweep, figures, info.
 
 The modules of the commands import NumPy, Numba and matplotlib when they run, so that ``--help`` is immediate.
 """
@@ -7,6 +7,7 @@ import click
 
 import fastperm
 from fastperm.cli.evaluate import evaluate
+from fastperm.cli.figures import figures
 from fastperm.cli.info import info
 from fastperm.cli.options import debugging, message
 from fastperm.cli.predict import predict
@@ -48,10 +49,11 @@ def main():
     fastperm evaluate runs/first             how good is it?
     fastperm predict runs/first samples.csv  the spectrum of your own samples
     fastperm sweep --out runs/sweep width=16,32 seed=0..4  networks over a grid of settings
+    fastperm figures 2                       a figure of the paper
 
     With the environment variable FASTPERM_DEBUG set, an error shows its traceback.
     """  # noqa: D301 (click's mark for lines that stay as they are, which a raw string would not be)
 
 
-for command in (train, evaluate, predict, sweep, info):
+for command in (train, evaluate, predict, sweep, figures, info):
     main.add_command(command)

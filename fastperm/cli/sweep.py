@@ -113,13 +113,14 @@ def sweep(ctx, settings, out, grid, table_path, executor, workers, threads, ever
         if table_path is not None:
             sweeps.write_table(table_path, cells)
             click.echo(f"\nWrote {table_path}")
-    report_failures(ctx, failures, len(cells) + len(failures))
+    report_failures(ctx, failures)
 
 
-def report_failures(ctx, failures, asked):
+def report_failures(ctx, failures):
     """Say what failed on standard error, and exit with a status that says so."""
     if failures:
-        click.echo(f"\n{len(failures)} of {asked} cells failed: {'; '.join(failures)}", err=True)
+        count = "1 cell" if len(failures) == 1 else f"{len(failures)} cells"
+        click.echo(f"\n{count} failed: {'; '.join(failures)}", err=True)
         ctx.exit(1)
 
 
