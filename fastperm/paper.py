@@ -171,9 +171,9 @@ def run(number, scale, out, *, networks=None, progress=True, **where):
         header[0] = "command: fastperm figures 1"
         _write(out / "figure-1.csv", header, _sample_rows(), versions())
         return {}
-    rows: list[dict] = []
     points: list[dict] = []
     found: list[dict] = []
+    labels: list[str] = []
     failures: dict = {}
     folder = out / "runs" / scale
     for name in networks:
@@ -181,13 +181,14 @@ def run(number, scale, out, *, networks=None, progress=True, **where):
         outcome = sweeps.run(wanted, folder / _CELLS_OF[number], tests=tests, progress=progress, **where)
         failures |= outcome.failures
         found += outcome.cells
-        rows += [{"network": name, **row} for row in sweeps.table(outcome.cells)]
+        labels += [name for cell in outcome.cells for test in cell["tests"] for _ in test["k"]]
         if number == 5 and outcome.cells:
             cell = outcome.cells[0]
             points += _estimates(name, cell, folder / _CELLS_OF[number] / cell["name"], where.get("backend", "auto"))
-    if not rows:
+    if not found:
         why = next(iter(failures.values()), "no networks were asked for")
         raise ValueError(f"no cell of figure {number} could be finished: {why}")
+    rows = [{"network": name, **row} for name, row in zip(labels, sweeps.table(found), strict=True)]
     for row in rows:
         row |= _optimum(row, size, folder, progress)
     seeds = sorted({row["seed"] for row in rows})

@@ -123,6 +123,15 @@ def test_two_networks_and_an_optimum_in_sight(computed, tmp_path, number):
     check_picture(paper_figures.draw(number, tmp_path), width=WIDTHS[number])
 
 
+def test_networks_with_settings_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(paper.SCALES, "small", TINY)
+    monkeypatch.setitem(paper.NETWORKS, "circle", {"aggregate": "max"})  # whatever makes it another one
+    paper.run(5, "small", tmp_path, networks=["plain", "circle"], **WHERE)
+    rows = paper.read(tmp_path / "figure-5.csv")[1]
+    assert {(row["network"], row["aggregate"]) for row in rows} == {("plain", "mean"), ("circle", "max")}
+    check_picture(paper_figures.draw(5, tmp_path), width=WIDTHS[5])
+
+
 def run(*arguments, code=0):
     result = CliRunner().invoke(main, ["figures", *map(str, arguments)])
     assert result.exit_code == code, result.output
