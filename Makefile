@@ -6,7 +6,7 @@ RUN := runs/demo
 TRIAL := runs/bench
 WHEEL_TESTS := test_backend.py test_cli.py test_figures.py test_gpu.py test_network.py test_optimum.py test_training.py
 
-.PHONY: help demo test check cuda-check gpu wheel-test rivals-test bench bench-trial clean
+.PHONY: help demo test check cuda-check gpu wheel-test executors-test rivals-test bench bench-trial clean
 
 help:
 	@echo "make demo         train a small network on the power-spectrum task; see $(RUN)/"
@@ -15,6 +15,7 @@ help:
 	@echo "make cuda-check   compile and assemble all cuda kernels, look at their machine code; needs no GPU"
 	@echo "make gpu          on a machine with an NVIDIA GPU: the cuda kernels against the reference"
 	@echo "make wheel-test   build the wheel, install it elsewhere, run the tests against it"
+	@echo "make executors-test  sweeps over MPI and Dask on this machine (installs them)"
 	@echo "make rivals-test  compare results with PyTorch and JAX (installs them, CPU builds)"
 	@echo "make bench        measure time and memory beside PyTorch and JAX; rewrites the tables and plots of the documents"
 	@echo "make bench-trial  run all of that on small work; see $(TRIAL)/"
@@ -55,6 +56,9 @@ wheel-test: $(VENV)/.made-check
 	$(PYTHON) -m venv $(VENV)-wheel
 	$(VENV)-wheel/bin/python -m pip install --quiet "$$(echo dist/fastperm-*.whl)[test]"
 	cd tests && ../$(VENV)-wheel/bin/pytest --import-mode=importlib -p no:cacheprovider -q $(WHEEL_TESTS)
+
+executors-test: $(VENV)/.made-executors
+	$(BIN)/python -m pytest -m executors tests/test_sweeps.py
 
 rivals-test: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python -m pytest -m rivals

@@ -2,4 +2,5 @@
 
 from fastperm.cli import main
 
-main(prog_name="fastperm")
+if __name__ == "__main__":  # workers of an MPI pool import this, too
+    main(prog_name="fastperm")

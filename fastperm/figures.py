@@ -51,7 +51,7 @@ def learning_curve(path, history, *, prior_error=None, target="log $p_k$"):
     """
     steps, losses, measured = (np.asarray(history[name], float) for name in ("step", "loss", "validation_loss"))
     validated = np.isfinite(measured)
-    with _picture(path, (7.2, 4.4)) as figure:
+    with picture(path, (7.2, 4.4)) as figure:
         axes = figure.subplots()
         axes.plot(steps, losses, color=BLUE, alpha=0.4, linewidth=0.8, label="training (each batch)")
         if (window := len(losses) // 40) > 1:
@@ -72,7 +72,7 @@ def learning_curve(path, history, *, prior_error=None, target="log $p_k$"):
         axes.set_yscale("log")
         # The first few losses tower over all that follows.
         axes.set_ylim(top=1.2 * max(losses[len(losses) // 50 :].max(), prior_error or 0))
-        _label_plainly(axes.yaxis)
+        label_plainly(axes.yaxis)
         axes.set(xlabel="training step", ylabel=f"mean squared error of {target}")
         axes.grid(axis="y", which="both", color="0.92")
         figure.legend(loc="outside upper center", ncols=2)
@@ -101,14 +101,14 @@ def errors(path, frequencies, errors, *, target="log $p_k$"):
     others = [{"color": color, "marker": marker} for color, marker in zip(_OTHERS, "svD^x", strict=True)]
     unnamed = [name for name in errors if name not in looks]
     looks |= {name: {"linewidth": 1, **others[i % len(others)]} for i, name in enumerate(unnamed)}
-    with _picture(path, (7.2, 4.4)) as figure:
+    with picture(path, (7.2, 4.4)) as figure:
         axes = figure.subplots()
         for name, values in errors.items():
             size = {"markersize": 5 if len(frequencies) <= 16 else 2.5} if "marker" in looks[name] else {}
             axes.plot(frequencies, values, label=name.replace("-", " "), **size, **looks[name])
         axes.set(xscale="log", yscale="log")
-        _label_plainly(axes.xaxis)
-        _label_plainly(axes.yaxis)
+        label_plainly(axes.xaxis)
+        label_plainly(axes.yaxis)
         axes.set(xlabel="frequency $k$ in cycles per 2π", ylabel=f"mean squared error of {target}")
         axes.grid(axis="y", color="0.92")
         figure.legend(loc="outside upper center", ncols=4)
@@ -139,7 +139,7 @@ def spectra(path, frequencies, truths, estimates, errors, prior_errors, *, targe
     opacity = 0.35 if len(truths) > 200 else 0.8
     size = 5 if K <= 12 else 2.5
     heights = [0.6 + 2.7 * rows, 2.6]
-    with _picture(path, (7.2, sum(heights[: 2 if examples else 1]))) as figure:
+    with picture(path, (7.2, sum(heights[: 2 if examples else 1]))) as figure:
         top, bottom = figure.subfigures(2, 1, height_ratios=heights) if examples else (figure, None)
         panels = top.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         limits = _limits(truths[:, shown], estimates[:, shown])
@@ -186,15 +186,16 @@ def samples(path, functions):
     ----------
     path : str or path-like
         PNG file to write.
-    functions : list of (str, array_like, array_like, array_like, array_like)
-        For each a title, a grid of positions and the function on it, and positions and values of the samples.
+    functions : list of (int, array_like, array_like, array_like, array_like)
+        For each its k_max, a grid of positions and the function on it, and positions and values of the samples.
     """
-    with _picture(path, (7.2, 1.0 + 2.0 * len(functions))) as figure:
+    with picture(path, (7.2, 1.0 + 2.0 * len(functions))) as figure:
         panels = figure.subplots(len(functions), 1, sharex=True, squeeze=False).ravel()
-        for axes, (title, grid, f, x, y) in zip(panels, functions, strict=True):
+        for axes, (k_max, grid, f, x, y) in zip(panels, functions, strict=True):
             axes.plot(grid, f, color=BLUE, linewidth=1, label="function $f(x)$")
             axes.plot(x, y, ".", color=ORANGE, markersize=3, alpha=0.8, label="samples")
-            axes.set(title=f"{title}, {_counted(len(x), 'sample')}", ylabel="$f(x)$", xlim=(0, 2 * np.pi))
+            title = f"$k_{{\\mathrm{{max}}}}$ = {k_max}, {_counted(len(x), 'sample')}"
+            axes.set(title=title, ylabel="$f(x)$", xlim=(0, 2 * np.pi))
             axes.set_xticks(*_TICKS)
         panels[-1].set_xlabel("position $x$ in radians")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, markerscale=2)
@@ -216,7 +217,7 @@ def spectrum(path, x, y, frequencies, log_powers, mean_powers):
     mean_powers : array_like, shape (K,)
         Mean of p_k among the functions that the network was trained on.
     """
-    with _picture(path, (7.2, 3.8)) as figure:
+    with picture(path, (7.2, 3.8)) as figure:
         left, right = figure.subplots(1, 2)
         left.plot(x, y, ".", color=BLUE, markersize=4, alpha=0.7)
         left.set(xlim=(0, 2 * np.pi), xlabel="position $x$ in radians", ylabel="$y$", title=_counted(len(x), "sample"))
@@ -233,7 +234,7 @@ def spectrum(path, x, y, frequencies, log_powers, mean_powers):
             label="mean of the training functions",
         )
         right.set_yscale("log")
-        _label_plainly(right.yaxis)
+        label_plainly(right.yaxis)
         right.xaxis.get_major_locator().set_params(integer=True)
         right.set(xlabel="frequency $k$ in cycles per 2π", ylabel="power $p_k$", title="Estimated power spectrum")
         right.grid(axis="y", color="0.92")
@@ -241,7 +242,7 @@ def spectrum(path, x, y, frequencies, log_powers, mean_powers):
 
 
 @contextlib.contextmanager
-def _picture(path, size):
+def picture(path, size):
     """Give an empty figure, and write it to ``path`` when it is drawn."""
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -253,7 +254,7 @@ def _picture(path, size):
             figure.savefig(temporary, format="png")
 
 
-def _label_plainly(axis):
+def label_plainly(axis):
     """Label a logarithmic axis with plain numbers, and between powers of ten where it has few of them."""
     from matplotlib.ticker import LogFormatter
 

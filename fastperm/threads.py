@@ -1,5 +1,7 @@
 """How many threads the cpu backend uses."""
 
+import contextlib
+
 from fastperm.checks import check_integer
 
 
@@ -43,3 +45,19 @@ def set_num_threads(threads):
     from fastperm.kernels.cpu import workers
 
     workers.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def limited_threads(threads):
+    """Compute with so many threads within the block, BLAS included; None leaves everything as it is."""
+    if threads is None:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        set_num_threads(None)

@@ -95,7 +95,7 @@ def test_help_and_version_start_fast():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
     assert run("--version").stdout.strip() == f"fastperm, version {fastperm.__version__}"
-    for command in ("train", "evaluate", "predict", "info"):
+    for command in ("train", "evaluate", "predict", "sweep", "figures", "info"):
         assert command in run("--help").stdout
         assert "Usage: " in run(command, "--help").stdout
     assert "\n  fastperm evaluate runs/first  " in run("--help").stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("adam", "baselines", "network", "optimum", "power_spectrum", "sets", "threads")
+MODULES = ("adam", "baselines", "network", "optimum", "power_spectrum", "sets", "sweeps", "threads")
 
 
 @pytest.mark.parametrize("name", MODULES)

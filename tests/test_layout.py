@@ -22,7 +22,8 @@ FLOORS = (
     ("backend", "checks", "files", "gpu", "parameters", "sets", "streams", "threads"),
     ("layers", "losses", "adam"),
     ("network", "training", "checkpoints"),
-    ("power_spectrum", "optimum", "baselines", "estimation", "figures"),
+    ("power_spectrum", "optimum", "baselines", "estimation", "figures", "runs"),
+    ("executors", "sweeps", "paper", "paper_figures"),
     ("cli", "__main__"),
 )
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}

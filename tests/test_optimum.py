@@ -4,6 +4,9 @@ Closed forms and quadratures are met to the accuracy of the oracle. Statistical 
 five standard errors.
 """
 
+import decimal
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -152,6 +155,78 @@ def test_probabilities_of_a_nearly_certain_power(size):
     for z in (-3, -1, 0, 0.5, 2):
         found = gaussian(mean, covariance).cdf([[2 * np.log(5 + z * deviation)]]).item()
         assert found == pytest.approx(ndtr(z), abs=2 * size + 1e-14 * 5 / size)
+
+
+def on_exact_axes(mean, covariance):
+    """Return mean and deviation on the long and on the short axis of the very numbers given, found with 60 digits."""
+    with decimal.localcontext(prec=60):
+        (a, c), (_, b) = [[decimal.Decimal(float(entry)) for entry in row] for row in covariance]
+        x, y = (decimal.Decimal(float(entry)) for entry in mean)
+        largest = (a + b + ((a - b) ** 2 + 4 * c * c).sqrt()) / 2
+        smallest = (a * b - c * c) / largest
+        u, v = largest - b, c  # an eigenvector
+        norm = (u * u + v * v).sqrt()
+        found = (u * x + v * y) / norm, largest.sqrt(), (u * y - v * x) / norm, smallest.sqrt()
+        return [float(number) for number in found]
+
+
+def below_by_strips_across(radius, m, long, n, short):
+    """Return P(q < radius²) by quadrature along the long axis, cut where the other factor rises and falls."""
+    ends = [(abs(n) + k * short) / radius for k in (-9, -3, 0, 3, 9)]
+    angles = [np.arccos(end) for end in ends if 0 < end < 1] + [
+        np.arcsin(end) for k in (-9, -3, 0, 3, 9) if abs(end := (m + k * long) / radius) < 1
+    ]
+    cuts = np.unique([-np.pi / 2, np.pi / 2, *angles, *np.negative(angles)])
+
+    def integrand(theta):
+        half = radius * np.cos(theta)
+        inside = ndtr((half - n) / short) - ndtr((-half - n) / short)
+        return stats.norm.pdf(radius * np.sin(theta), m, long) * inside * half
+
+    return sum(integrate.fixed_quad(integrand, *ends, n=150)[0] for ends in pairwise(cuts))
+
+
+@pytest.mark.parametrize("ratio", [30.0, 1e3, 1e5, 1e7])
+@pytest.mark.parametrize("angle", [0.0, 0.7, 2.5])
+@pytest.mark.parametrize("mean", [(0.0, 0.0), (0.8, 0.0), (-2.0, 0.001), (0.4, 1.5), (0.0, 2000.0), (30.0, 40.0)])
+def test_probabilities_of_a_thin_gaussian(ratio, angle, mean):
+    mean, covariance = rotated(mean, (1.0, 1 / ratio), angle)
+    m, long, n, short = on_exact_axes(mean, covariance)
+    posterior = gaussian(mean, covariance)
+    middle = np.hypot(m, n)
+    steps = [k * size for size in (short, 10 * short, 1.0) for k in (-2, -0.5, 0, 0.5, 2)]
+    for radius in {*(abs(n) + np.array(steps)), *(middle + np.array(steps)), short / 3}:
+        if radius <= 0:
+            continue
+        found = posterior.cdf([[2 * np.log(radius)]]).item()
+        # The logarithm is known to 1e-16 of itself, the mean to 1e-16 of its length, either over what is across.
+        known = 4e-16 * (radius * (1 + abs(np.log(radius))) + middle) / short
+        assert found == pytest.approx(below_by_strips_across(radius, m, long, n, short), abs=2e-12 + known), radius
+
+
+def test_probabilities_on_a_line():
+    """Of a Gaussian without any width across, a difference of two distribution functions is left."""
+    for n in (0.0, 0.3, 1.2):
+        for radius in (0.1, 0.5, 1.5, 4.0):
+            found = gaussian((0.6, n), np.diag([1.0, 1e-40])).cdf([[2 * np.log(radius)]]).item()
+            half = np.sqrt(max(radius**2 - n**2, 0))
+            assert found == pytest.approx(ndtr(half - 0.6) - ndtr(-half - 0.6), abs=1e-8)
+
+
+def test_probabilities_at_the_ends():
+    for covariance in (np.eye(2), np.diag([1.0, 1e-40])):
+        for mean in ((0, 0), (1, 2)):
+            assert gaussian(mean, covariance).cdf([[-np.inf]]).item() == pytest.approx(0, abs=1e-14)
+            assert gaussian(mean, covariance).cdf([[np.inf]]).item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("k_max", [3, 12])
+def test_bounds_hold_where_one_sample_is_missing(k_max):
+    """From 2 k_max - 1 samples without noise all is known but one number: every posterior is a line."""
+    task = PowerSpectrum(k_max, 2, 2 * k_max - 1)
+    sets, truths = task.sample(2000, 11)
+    for probabilities in spectrum_posterior(sets, task).cdf(truths).T:
+        assert stats.kstest(probabilities, "uniform").pvalue > 1e-3
 
 
 def test_probabilities_refuse_another_shape():

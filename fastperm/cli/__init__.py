@@ -1,4 +1,4 @@
-"""The command ``fastperm``: train, evaluate, predict, info.
+"""The command ``fastperm``: train, evaluate, predict, sweep, figures, info.
 
 The modules of the commands import NumPy, Numba and matplotlib when they run, so that ``--help`` is immediate.
 """
@@ -7,9 +7,11 @@ import click
 
 import fastperm
 from fastperm.cli.evaluate import evaluate
+from fastperm.cli.figures import figures
 from fastperm.cli.info import info
 from fastperm.cli.options import debugging, message
 from fastperm.cli.predict import predict
+from fastperm.cli.sweep import sweep
 from fastperm.cli.train import train
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
@@ -46,10 +48,12 @@ def main():
     fastperm train --out runs/first          train a network on random functions
     fastperm evaluate runs/first             how good is it?
     fastperm predict runs/first samples.csv  the spectrum of your own samples
+    fastperm sweep --out runs/sweep width=16,32 seed=0..4  networks over a grid of settings
+    fastperm figures 2                       a figure of the paper
 
     With the environment variable FASTPERM_DEBUG set, an error shows its traceback.
     """  # noqa: D301 (click's mark for lines that stay as they are, which a raw string would not be)
 
 
-for command in (train, evaluate, predict, info):
+for command in (train, evaluate, predict, sweep, figures, info):
     main.add_command(command)

@@ -76,8 +76,8 @@ def evaluate(ctx, run, sets, seed, set_size, k_max, csv_path, baselines, picture
     """
     import fastperm
     from fastperm import estimation
-    from fastperm.cli.runs import Run, task_backend
     from fastperm.files import replacing
+    from fastperm.runs import Run, task_backend
 
     opened = Run.open(run)
     with limited_threads(threads):

@@ -110,22 +110,11 @@ def run_argument(function):
     return click.argument("run", metavar="RUN", type=click.Path())(function)
 
 
-@contextlib.contextmanager
 def limited_threads(threads):
-    """Compute with so many threads within the block, BLAS included; None leaves everything as it is."""
-    if threads is None:
-        yield
-        return
-    from threadpoolctl import threadpool_limits
+    """Compute with so many threads within the block (see `fastperm.threads.limited_threads`)."""
+    from fastperm import threads as library
 
-    from fastperm.threads import set_num_threads
-
-    set_num_threads(threads)
-    try:
-        with threadpool_limits(threads):
-            yield
-    finally:
-        set_num_threads(None)
+    return library.limited_threads(threads)
 
 
 def debugging():

@@ -36,9 +36,9 @@ def predict(run, samples, out, picture, backend, threads):
     """
     import numpy as np
 
-    from fastperm.cli.runs import Run
     from fastperm.cli.sample_files import read_samples
     from fastperm.estimation import estimate_log_powers, wrap
+    from fastperm.runs import Run
 
     csv_path, picture_path = _outputs(samples, out)
     opened = Run.open(run)

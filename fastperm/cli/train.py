@@ -29,9 +29,6 @@ _TRAINING = ("steps", "batch", *_ADAM, "seed", "every", "validate")
 _DEPTH = 4
 _TEST_SETS = 1024
 
-# Frequencies of the three functions in the paper's Fig. 1.
-_EXAMPLES = (4, 32, 256)
-
 # Frequencies whose error is printed while training goes on.
 _REPORTED = 6
 
@@ -109,7 +106,7 @@ def train(ctx, out, resume, progress, threads, **options):
     Ctrl-C finishes the step and saves it. With --resume, options that are not given are those that the run was
     started with; --steps, --learning-rate, --every and --validate may be given new values.
     """
-    from fastperm.cli.runs import Run
+    from fastperm.runs import Run
 
     run = Run(out)
     given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
@@ -153,7 +150,7 @@ def _stored_options(stored):
 
 def _build(options):
     import fastperm
-    from fastperm.cli.runs import task_backend
+    from fastperm.runs import task_backend
 
     width, depth = options["width"], options["depth"]
     if len(width) == 1:
@@ -256,6 +253,7 @@ def _finish(run, task, net, history, seed):
 def _draw(run, task, history, evaluation, seed):
     """Draw the pictures of a finished run and return the names of those that could be drawn."""
     from fastperm import figures
+    from fastperm.paper import example_functions
 
     if not figures.available():
         click.echo(NO_PICTURE, err=True)
@@ -271,7 +269,7 @@ def _draw(run, task, history, evaluation, seed):
             path, task.frequencies, truths, estimates, evaluation.mean, prior, target=target
         ),
     }
-    if examples := _example_functions(task, seed):
+    if examples := example_functions(task, seed):
         pictures["samples.png"] = lambda path: figures.samples(path, examples)
     drawn = []
     for name, draw in pictures.items():
@@ -282,26 +280,3 @@ def _draw(run, task, history, evaluation, seed):
         else:
             drawn.append(name)
     return drawn
-
-
-def _example_functions(task, seed):
-    """Return a function of the task's law for each of three k_max, on a grid and where it is sampled.
-
-    A steep law has no power in floating point at the higher frequencies: those k_max are left out.
-    """
-    import numpy as np
-
-    import fastperm
-    from fastperm.power_spectrum import evaluate_series
-
-    functions = []
-    for k_max in _EXAMPLES:
-        try:
-            example = fastperm.PowerSpectrum.from_config({**task.config(), "k_max": k_max, "k_fin": 1})
-        except ValueError:
-            continue
-        grid = np.linspace(0, 2 * np.pi, 16 * k_max + 256)
-        sets, _ = example.sample(1, seed)
-        title = f"$k_{{\\mathrm{{max}}}}$ = {k_max}"
-        functions.append((title, grid, evaluate_series(grid, example.draw(1, seed)[0]), *sets.values.T))
-    return functions

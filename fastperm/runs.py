@@ -123,12 +123,7 @@ class Run:
             "network": net.config(),
             "training": training,
             "backend": net.backend,
-            "versions": {
-                "fastperm": fastperm.__version__,
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in _PACKAGES},
-            },
-            "platform": platform.platform(),
+            **versions(),
         }
         with replacing(self.settings) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -159,6 +154,18 @@ class Run:
                 f"numbers, the task has {task.out_features} frequencies"
             )
         return task, net
+
+
+def versions():
+    """Return the ``versions`` of what computes, and its ``platform``."""
+    return {
+        "versions": {
+            "fastperm": fastperm.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _PACKAGES},
+        },
+        "platform": platform.platform(),
+    }
 
 
 def _complete_task(config):
