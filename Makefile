@@ -13,7 +13,7 @@ help:
 	@echo "make test         the tests"
 	@echo "make check        lint, format, types"
 	@echo "make cuda-check   compile and assemble all cuda kernels, look at their machine code; needs no GPU"
-	@echo "make gpu          on a machine with an NVIDIA GPU: the cuda kernels against the reference"
+	@echo "make gpu          on a machine with an NVIDIA GPU: the cuda kernels tested, watched and timed; see bench/gpu.py"
 	@echo "make wheel-test   build the wheel, install it elsewhere, run the tests against it"
 	@echo "make rivals-test  compare results with PyTorch and JAX (installs them, CPU builds)"
 	@echo "make bench        measure time and memory beside PyTorch and JAX; rewrites the tables and plots of the documents"

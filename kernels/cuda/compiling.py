@@ -18,7 +18,9 @@ import re
 import tempfile
 import threading
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 
 import numba
@@ -119,9 +121,13 @@ def cache_folder():
     return Path(os.environ.get("FASTPERM_CACHE_DIR") or user_cache_dir("fastperm")) / f"cuda-{_source_stamp()}"
 
 
-def fill_cache(architectures=ARCHITECTURES):
+def fill_cache(architectures=ARCHITECTURES, *, processes=1):
     """Compile all kernels for these architectures into `cache_folder`, and return how many files it has for them."""
-    return sum(_ptx(name, architecture).exists() for architecture in architectures for name in KERNELS)
+    wanted = [(name, architecture) for architecture in architectures for name in KERNELS]
+    if processes == 1:
+        return sum(_ptx(*one).exists() for one in wanted)
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # Numba compiles in one thread at a time
+        return sum(path.exists() for path in pool.map(_ptx, *zip(*wanted, strict=True)))
 
 
 def compiler():
@@ -147,6 +153,14 @@ def target(capability):
         wanted, found = (".".join(map(str, version)) for version in (ARCHITECTURES[0], capability))
         raise RuntimeError(f"the GPU has compute capability {found}; expected at least {wanted}")
     return suitable[-1]
+
+
+def current_architecture():
+    """Return what to compile for on the current device."""
+    import cupy
+
+    capability = cupy.cuda.Device().compute_capability
+    return target((int(capability[:-1]), int(capability[-1])))
 
 
 def compiled_elsewhere(architecture):
@@ -206,8 +220,7 @@ def _loaded(name, device):
     """Return the kernel as CuPy launches it on a device, which is the current one."""
     import cupy
 
-    capability = cupy.cuda.Device(device).compute_capability
-    architecture = target((int(capability[:-1]), int(capability[-1])))
+    architecture = current_architecture()
     try:
         path = _ptx(name, architecture)
     except OSError:  # a home that cannot be written to
