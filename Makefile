@@ -34,7 +34,7 @@ demo: $(VENV)/.made-plot
 
 test: $(VENV)/.made-test
 	$(BIN)/python -m pytest
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m cuda tests/test_cuda_kernels.py
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m cuda tests/test_cuda_kernels.py tests/test_cuda_arrays.py
 
 check: $(VENV)/.made-check
 	$(BIN)/ruff check .

@@ -84,6 +84,14 @@ class OursOnGpu(Ours):
         """Return what decides the precision of its products."""
         return {"products": "true float32: fused multiply-adds, no tensor cores"}
 
+    def batch(self, x, targets):
+        """Return the batch as `Sets` and targets on the GPU."""
+        return super().batch(*map(self.xp.asarray, (x, targets)))
+
+    def predict(self, sets):
+        """Return the predictions, on the host."""
+        return on_host(super().predict(sets))
+
     def step(self, sets, targets):
         """Take one training step, to its end, and return its loss."""
         loss = super().step(sets, targets)

@@ -131,7 +131,11 @@ def command(part, options, seconds):
             "-m",
             "cuda",
         ]
-        return [*tests, *(["-k", DRY_TESTS] if options.dry_run else []), str(ROOT / "tests" / "test_cuda_kernels.py")]
+        return [
+            *tests,
+            *(["-k", DRY_TESTS] if options.dry_run else []),
+            *map(str, ROOT.glob("tests/test_cuda_[ka]*.py")),
+        ]
     if part in SANITIZERS:
         if options.dry_run:
             return "the simulator has no memory to watch"

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastperm import backend as backends
-from fastperm.checks import check_choice, check_dtype, check_integer
-from fastperm.kernels.arrays import on_host
+from fastperm.checks import check_choice, check_device, check_dtype, check_integer, check_kernels
+from fastperm.kernels.arrays import beside, on_host
 from fastperm.layers import Dense, Equivariant, Pooling, PoolingSaved, initialise
 from fastperm.losses import as_targets
 from fastperm.parameters import Parameters
@@ -51,8 +51,8 @@ class DeepSet:
     dtype : {"float32", "float64"}, default="float32"
         Precision of parameters and arithmetic.
     backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
-        Kernels to use; "auto" takes the fastest that is available. "cuda" computes in float32 only. Sets, predictions
-        and gradients of the input are NumPy arrays on every backend.
+        Kernels to use; "auto" takes the fastest that is available. "cuda" computes in float32 only, and takes sets,
+        targets and gradients as NumPy arrays, or as arrays on its GPU: then what comes back stays there, as CuPy's.
     seed : int, numpy.random.Generator or None, default=None
         Where the initial weights come from; None draws fresh ones.
 
@@ -178,10 +178,11 @@ class DeepSet:
         ValueError
             If the sets are malformed or of another width; the message names the set.
         """
-        sets, order = self._ordered(self.as_sets(sets))
+        given = self.as_sets(sets)
+        sets, order = self._ordered(given)
         y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
         self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y)
-        return on_host(y if self.pool is not None else self._as_given(y, order))
+        return beside(y if self.pool is not None else self._as_given(y, order), given.values)
 
     def predict_stream(self, chunks, *, weights=None):
         """Return the prediction for one set that does not fit in memory.
@@ -261,7 +262,8 @@ class DeepSet:
         saved : Saved
             Inputs and activations.
         """
-        sets, order = self._ordered(self.as_sets(sets))
+        given = self.as_sets(sets)
+        sets, order = self._ordered(given)
         x, kept, pooling = sets.values, [], None
         for layer in self.layers:
             x, saved = layer.forward(x, sets)
@@ -271,7 +273,7 @@ class DeepSet:
         y, head = self.head.forward(x)
         if self.pool is None:
             y = self._as_given(y, order)
-        return on_host(y), Saved(sets, order, tuple(kept), pooling, head)
+        return beside(y, given.values), Saved(sets, order, tuple(kept), pooling, head)
 
     def loss_and_gradients(self, sets, targets):
         """Return the mean squared error, and make `gradients` those of this batch: one pass, nothing saved.
@@ -298,7 +300,7 @@ class DeepSet:
         sets = self.as_sets(sets)
         targets = as_targets(targets, self.prediction_shape(sets), self.dtype)
         sets, order = self._ordered(sets)
-        targets = self.kernels.xp.asarray(targets)
+        targets = check_kernels(targets, "targets", self.kernels)
         if self.pool is None and order is not None:
             targets = targets[order]
         self.zero_gradients()
@@ -319,7 +321,7 @@ class DeepSet:
         Returns
         -------
         ndarray of shape (T, in_features) or None
-            Gradient with respect to the values of the sets, in the order in which they were given.
+            Gradient with respect to the values of the sets, in the order in which they were given. Where dy is.
 
         Raises
         ------
@@ -329,7 +331,8 @@ class DeepSet:
             If dy does not hold real numbers, or ``saved`` is not what `forward` returned.
         """
         self._check_saved(saved)
-        dx = self.kernels.xp.asarray(as_targets(dy, self.prediction_shape(saved.sets), self.dtype, name="dy"))
+        given = as_targets(dy, self.prediction_shape(saved.sets), self.dtype, name="dy")
+        dx = check_kernels(given, "dy", self.kernels)
         if self.pool is None and saved.order is not None:
             dx = dx[saved.order]
         dx = self.head.backward(dx, saved.head)
@@ -337,7 +340,7 @@ class DeepSet:
             dx = self.pooling.backward(dx, saved.pooling, saved.sets)
         for i in reversed(range(self.depth)):
             dx = self.layers[i].backward(dx, saved.layers[i], saved.sets, inputs=inputs or i > 0)
-        return on_host(self._as_given(dx, saved.order))
+        return beside(self._as_given(dx, saved.order), given)
 
     def zero_gradients(self):
         """Set all gradients to zero."""
@@ -385,9 +388,10 @@ class DeepSet:
 
         They are in the arrays of the backend, which for the cuda backend lie on the GPU.
         """
-        xp = self.kernels.xp
-        weights = None if sets.weights is None else xp.asarray(sets.weights)
-        sets = Sets._trusted(xp.asarray(sets.values), xp.asarray(sets.offsets), weights)
+        check_device(self.parameters.flat, "the network")
+        weights = None if sets.weights is None else check_kernels(sets.weights, "weights", self.kernels)
+        values = check_kernels(sets.values, "values", self.kernels)
+        sets = Sets._trusted(values, self.kernels.xp.asarray(sets.offsets), weights)
         if self.invariance == "rounding":
             return sets, None
         order = self.kernels.xp.empty(sets.n_elements, np.int64)
