@@ -58,8 +58,8 @@ def why_unusable():
         return f"CuPy does not find NVRTC, the compiler of its own kernels ({error}); {INSTALL}"
     if compiling.compiler() is None and not compiling.compiled_elsewhere(architecture):
         return (
-            f"numba-cuda, which compiles the kernels, is not installed, and {compiling.cache_folder()} does not have "
-            f"them; {INSTALL}"
+            f"numba-cuda, which compiles the kernels, {compiling.NO_COMPILER or 'is not installed'}, and "
+            f"{compiling.cache_folder()} does not have them; {INSTALL}"
         )
     return None
 

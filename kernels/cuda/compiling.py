@@ -13,6 +13,7 @@ With ``NUMBA_ENABLE_CUDASIM=1`` the same kernels run on NumPy arrays, in Numba's
 
 import functools
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -29,6 +30,10 @@ from numba.misc.appdirs import user_cache_dir
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
+_logger = logging.getLogger("fastperm")
+
+# Why numba-cuda, which compiles the kernels, is not there; None if it is.
+NO_COMPILER = None
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the version that Numba itself brings, where numba-cuda is missing
@@ -36,8 +41,10 @@ try:
 
         if not SIMULATED:
             from numba.cuda.extending import intrinsic as intrinsic  # for vectors.py
-except ImportError:  # kernels that were compiled elsewhere can still be launched
-    cuda = None
+except ImportError as error:  # kernels that were compiled elsewhere can still be launched
+    cuda, NO_COMPILER = None, f"is not installed ({error})"
+except Exception as error:  # a library that it loads at import may be broken in any way
+    cuda, NO_COMPILER = None, f"cannot be imported ({type(error).__name__}: {error})"
 
 # Oldest first. PTX for an architecture also runs on later ones: the driver compiles it for the card it finds.
 ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
@@ -189,8 +196,8 @@ def _ptx(name, architecture, folder=None):
         if stored := _stored(name, architecture):
             return stored[-1]
         raise RuntimeError(
-            f"kernel {name} was not compiled for sm_{architecture[0]}{architecture[1]}: numba-cuda is not installed, "
-            f"and {cache_folder()} does not have it"
+            f"kernel {name} was not compiled for sm_{architecture[0]}{architecture[1]}: numba-cuda "
+            f"{NO_COMPILER or 'is not installed'}, and {cache_folder()} does not have it"
         )
     path = (folder or cache_folder()) / f"{name}-sm_{architecture[0]}{architecture[1]}-{made_by}.ptx"
     if not path.exists():
@@ -198,8 +205,18 @@ def _ptx(name, architecture, folder=None):
         # Processes and threads may compile the same kernel at once: each writes a file of its own.
         unfinished = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         unfinished.touch()  # before it is compiled: this folder may refuse
-        unfinished.write_text(KERNELS[name].compile(architecture))
-        unfinished.replace(path)
+        try:
+            unfinished.write_text(KERNELS[name].compile(architecture))
+            unfinished.replace(path)
+        except OSError:
+            raise
+        except Exception as error:  # a compiler that does not go with its libraries; another's work will do
+            if not (stored := _stored(name, architecture)):
+                raise
+            _logger.warning("%s does not compile kernel %s (%s); %s is taken", made_by, name, error, stored[-1])
+            return stored[-1]
+        finally:
+            unfinished.unlink(missing_ok=True)
     return path
 
 
@@ -225,7 +242,15 @@ def _loaded(name, device):
         path = _ptx(name, architecture)
     except OSError:  # a home that cannot be written to
         path = _ptx(name, architecture, Path(_own_folder().name))
-    return cupy.RawModule(path=str(path)).get_function(name)
+    try:
+        return cupy.RawModule(path=str(path)).get_function(name)
+    except Exception as error:
+        if compiler() is None:
+            raise RuntimeError(f"the GPU's driver does not take {path} ({error})") from error
+        # The file may be damaged: once more, from the source. If that is refused too, the driver says why.
+        _logger.warning("the GPU's driver does not take %s (%s); it is compiled anew", path, error)
+        path.unlink(missing_ok=True)
+        return cupy.RawModule(path=str(_ptx(name, architecture, path.parent))).get_function(name)
 
 
 def _numba_type(parameter):
