@@ -13,7 +13,7 @@ help:
 	@echo "make test         the tests"
 	@echo "make check        lint, format, types"
 	@echo "make cuda-check   compile and assemble all cuda kernels, look at their machine code; needs no GPU"
-	@echo "make gpu          on a machine with an NVIDIA GPU: the cuda kernels against the reference"
+	@echo "make gpu          on a machine with an NVIDIA GPU: the cuda kernels tested, watched and timed; see bench/gpu.py"
 	@echo "make wheel-test   build the wheel, install it elsewhere, run the tests against it"
 	@echo "make executors-test  sweeps over MPI and Dask on this machine (installs them)"
 	@echo "make rivals-test  compare results with PyTorch and JAX (installs them, CPU builds)"
@@ -35,7 +35,7 @@ demo: $(VENV)/.made-plot
 
 test: $(VENV)/.made-test
 	$(BIN)/python -m pytest
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m cuda tests/test_cuda_kernels.py
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m cuda tests/test_cuda_kernels.py tests/test_cuda_arrays.py
 
 check: $(VENV)/.made-check
 	$(BIN)/ruff check .

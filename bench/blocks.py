@@ -1,7 +1,16 @@
 """Markdown made of results: one function for each block between markers, see `table`."""
 
 import costs
-from contenders import BITWISE, CONTENDERS, FRAMEWORKS, OURS, PRODUCTS, Case
+from contenders import (
+    BITWISE,
+    CONTENDERS,
+    CONTENDERS_ON_GPU,
+    FRAMEWORKS,
+    OURS,
+    OURS_ON_GPU,
+    PRODUCTS,
+    Case,
+)
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 NETWORK = f"width {TIMES} depth"
@@ -229,6 +238,60 @@ def assumed_k_max(results):
     return f"{text}\n\n{_closed(_table(header, rows), found)}"
 
 
+def gpu(results):
+    """Return what runs on GPUs have shown: parts, rates, errors and times; or that there was none."""
+    runs = [found for name, found in results.items() if name.startswith("gpu ")]
+    return "\n\n".join(map(_gpu_run, runs)) or "No results of a GPU are there yet: not measured."
+
+
+def _gpu_run(found):
+    parts = [f"**{found['gpu']['name']}**, {found['date'][:10]}. {_versions(found)}"]
+    header, rows = ("part", "", "seconds"), found["parts"].items()
+    parts.append(_table(header, [[name, part["status"], f"{part['seconds']:.0f}"] for name, part in rows]))
+    if rates := found.get("rates"):
+        copy, sgemm = rates["copy"]["best"] / 1e9, rates["sgemm"]["best"] / 1e12
+        rows, inner, columns = rates["products"]["shape"]
+        text = f"Copy {copy:,.0f} GB/s, SGEMM {sgemm:,.1f} TFLOP/s ({rates['sgemm']['size']:,} square, cuBLAS)."
+        header = (f"{rows:,} {TIMES} {inner:,} {TIMES} {columns:,}, float32", "cuBLAS", "our tile", "ratio")
+        lines = [
+            [way, *(f"{one[name] / 1e12:.1f} TFLOP/s" for name in ("cublas", "ours")), _percent(one["ratio"])]
+            for way, one in rates["products"]["by_way"].items()
+        ]
+        parts.append(f"{text}\n\n{_table(header, lines)}")
+    if errors := found.get("errors"):
+        header = ("largest median error, float32", *(CONTENDERS_ON_GPU[name].label for name in errors[0]["errors"]))
+        lines = [
+            [_network(case), *(f"{max(of.values()):.1e}" for of in case["errors"].values())] for case in errors
+        ]  # fmt: skip
+        parts.append(_table(header, lines))
+    if cases := found.get("cases"):
+        parts += [_gpu_times(found, cases, task) for task in costs.TASKS]
+    return _closed("\n\n".join(parts), found)
+
+
+def _gpu_times(found, cases, task):
+    names = list(cases[0][task]["contenders"])
+    header = (NETWORK, *(CONTENDERS_ON_GPU[name].label for name in names), "fastest framework against ours", "TFLOP/s")
+    rows = []
+    for case in cases:
+        contenders, fastest = case[task]["contenders"], case[task]["fastest_framework"]
+        ours = contenders[OURS_ON_GPU]
+        rate = ours["flops"] / ours["seconds"]["median"] / 1e12 if "seconds" in ours else None
+        rows.append(
+            [
+                _network(case),
+                *(_with_ratio(name, contenders[name]) for name in names),
+                _ratio(fastest["ratio"]) if fastest and fastest["ratio"] else "",
+                "" if rate is None else _significant(rate),
+            ]
+        )
+    text = (
+        f"{WORDS[task].capitalize()} in true float32 ({_sets(found)}): median time and its ratio to ours; for fastperm "
+        "and for the fastest framework of each round, quartiles in brackets."
+    )
+    return f"{text}\n\n{_table(header, rows)}"
+
+
 _SPECTRUM = ("N", "k_max", "k", "noise")
 
 
@@ -290,7 +353,7 @@ def _contender_row(name, contender):
 def _with_ratio(name, contender):
     if "not_measured" in contender:
         return _not_measured(contender)
-    if name == OURS:
+    if name in (OURS, OURS_ON_GPU):
         return _time(contender)
     ratio = f", {_significant(contender['ratio']['median'])} {TIMES}" if contender["ratio"] else ""
     return f"{_milliseconds(contender['seconds']['median'])} ms{ratio}"
@@ -399,6 +462,6 @@ BLOCKS = {
     block.__name__: block
     for block in (
         *(train_step, networks, roofline, steps, predictions, bitwise, growth, memory, active_units),
-        *(optimum, baselines, assumed_k_max),
+        *(optimum, baselines, assumed_k_max, gpu),
     )
 }

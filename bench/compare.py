@@ -89,7 +89,7 @@ def _measure_task(case, names, task, workers, failures, budget, rounds):
     for number in tqdm(range(rounds[1]), unit="round", desc=f"timing {case.width}x{case.depth}, {task}"):
         if number >= rounds[0] and time.monotonic() > end:
             break
-        taken.append(_round(workers, task, failures))
+        taken.append(one_round(workers, task, failures))
     found = summary({name: [seconds[name] for seconds in taken] for name in workers})
     contenders = {
         name: {"label": CONTENDERS[name].label}
@@ -109,11 +109,11 @@ def _measure_task(case, names, task, workers, failures, budget, rounds):
     }
 
 
-def _round(workers, task, failures):
+def one_round(workers, task, failures, pause=PAUSE_SECONDS):
     """Let every worker have its turn; return the seconds, and take out workers that fail."""
     seconds = {}
     for name in list(workers):
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(pause)
         try:
             # Training takes step after step. Meanwhile the others had the caches, and a virtual machine may have handed
             # freed memory back to its host: first steps of a turn took up to three times as long.
@@ -125,13 +125,17 @@ def _round(workers, task, failures):
     return seconds
 
 
-def summary(seconds):
+def summary(seconds, ours=OURS, frameworks=FRAMEWORKS):
     """Return medians and quartiles of times and of ratios to ours, taken round by round.
 
     Parameters
     ----------
     seconds : dict of str to list of float
         For each contender, one number for each round.
+    ours : str
+        Which contender is ours.
+    frameworks : sequence of str
+        Which are the frameworks.
 
     Returns
     -------
@@ -139,7 +143,7 @@ def summary(seconds):
         ``contenders``, for each its ``seconds`` and their ``ratio`` to ours (None without ours), and
         ``fastest_framework``, which has the lowest median, with the ratio of the fastest of each round.
     """
-    ours = seconds.get(OURS)
+    ours = seconds.get(ours)
 
     def ratio(values):
         return results.quartiles([a / b for a, b in zip(values, ours, strict=True)]) if ours else None
@@ -148,7 +152,7 @@ def summary(seconds):
         name: {"seconds": {**results.quartiles(values), "rounds": values}, "ratio": ratio(values)}
         for name, values in seconds.items()
     }
-    frameworks = [name for name in FRAMEWORKS if name in seconds]
+    frameworks = [name for name in frameworks if name in seconds]
     fastest = None
     if frameworks:
         name = min(frameworks, key=lambda name: contenders[name]["seconds"]["median"])

@@ -1,11 +1,14 @@
 """Everything that is timed, under one interface (see `rivals`)."""
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import costs
+import numpy as np
 
 from fastperm import Adam, DeepSet, PowerSpectrum, Sets, train_step
+from fastperm.kernels.arrays import on_host
 
 
 class Case(NamedTuple):
@@ -70,6 +73,38 @@ class Ours:
         return self.net(sets), loss, {name: array.copy() for name, array in self.net.gradients.items()}
 
 
+class OursOnGpu(Ours):
+    """The same on the cuda backend, with the batch on the GPU before it is asked for anything."""
+
+    def __init__(self, net):
+        super().__init__(net)
+        self.xp = net.kernels.xp
+
+    def precision(self):
+        """Return what decides the precision of its products."""
+        return {"products": "true float32: fused multiply-adds, no tensor cores"}
+
+    def batch(self, x, targets):
+        """Return the batch as `Sets` and targets on the GPU."""
+        return super().batch(*map(self.xp.asarray, (x, targets)))
+
+    def predict(self, sets):
+        """Return the predictions, on the host."""
+        return on_host(super().predict(sets))
+
+    def step(self, sets, targets):
+        """Take one training step, to its end, and return its loss."""
+        loss = super().step(sets, targets)
+        if self.xp is not np:  # the loss is there before Adam has run
+            self.xp.cuda.get_current_stream().synchronize()
+        return loss
+
+    def evaluate(self, sets, targets):
+        """Return prediction, loss and the gradient of every parameter, on the host."""
+        prediction, loss, gradients = super().evaluate(sets, targets)
+        return on_host(prediction), loss, {name: on_host(array) for name, array in gradients.items()}
+
+
 class Contender(NamedTuple):
     """Something that is timed."""
 
@@ -95,10 +130,16 @@ def _dense_network_flops(case, task):
     return 2 * case.batch * HIDDEN * (to_hidden * case.in_features * case.set_size + to_answer * case.out_features)
 
 
-def _torch_deepset(case, *, compiled):
+def _torch_deepset(case, **how):
     from rivals.torch_deepset import TorchDeepSet
 
-    return TorchDeepSet(case.network(), compiled=compiled)
+    return TorchDeepSet(case.network(), **how)
+
+
+def _torch_graph(case):
+    from rivals.torch_graph import TorchGraph
+
+    return TorchGraph(case.network())
 
 
 def _jax_deepset(case):
@@ -125,3 +166,22 @@ CONTENDERS = {
     "dense-network": Contender("dense layer on the flattened set (NumPy)", _dense_network, _dense_network_flops),
     PRODUCTS: Contender("matrix products alone (NumPy SGEMM)", _matrix_products),
 }
+
+# On a GPU. In the simulator, where the program is tried out without one, rivals run on the processor.
+OURS_ON_GPU = "fastperm-cuda"
+FRAMEWORKS_ON_GPU = ("torch-eager", "torch-compile", "torch-graph", "jax-jit")
+CONTENDERS_ON_GPU = {
+    OURS_ON_GPU: Contender("fastperm, cuda", lambda case: OursOnGpu(case.network("cuda"))),
+    "fastperm-reference": CONTENDERS["fastperm-reference"],
+    "torch-eager": Contender("PyTorch, eager", lambda case: _torch_deepset(case, device=_device())),
+    "torch-compile": Contender(
+        "PyTorch, torch.compile (max-autotune)",
+        lambda case: _torch_deepset(case, compiled=True, mode="max-autotune", device=_device()),
+    ),
+    "torch-graph": Contender("PyTorch, torch.compile, whole step in a CUDA graph", _torch_graph),
+    "jax-jit": Contender("JAX, jit", _jax_deepset),
+}
+
+
+def _device():
+    return "cpu" if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else "cuda"

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("fastperm", "numpy", "scipy", "numba", "llvmlite", "torch", "jax", "jaxlib")
+ON_GPU = ("numba-cuda", "cupy-cuda13x", "triton")
 # Variables by which libraries choose threads, code paths and allocators; places of files make no difference.
 VARIABLES = re.compile(
     r"(?!.*_(DIR|PATH|HOME|FILE)$)"
@@ -28,7 +29,7 @@ def describe():
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": f"{platform.system()} {platform.machine()}",
         },
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in (*PACKAGES, *ON_GPU)}},
         "environment": {name: value for name, value in sorted(os.environ.items()) if VARIABLES.match(name)},
     }
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import machine
 
+from fastperm.files import replacing
+
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -29,14 +31,29 @@ def write(result, options):
     """Write a result where the options say; a quick trial goes nowhere by itself."""
     out = options.out or (None if options.quick else FOLDER / f"{result['benchmark']}.json")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        store(result, out)
         print(f"written to {out}")
+
+
+def store(result, path):
+    """Write a result, or what there is of it so far."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def add(path, **parts):
+    """Add parts to the result in a file."""
+    store(load(path) | parts, path)
+
+
+def load(path):
+    """Return the result in a file."""
+    return json.loads(path.read_text())
 
 
 def read(folder):
     """Return all results in a folder, by the name of their benchmark."""
-    found = (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))
+    found = map(load, sorted(folder.glob("*.json")))
     return {result["benchmark"]: result for result in found if "benchmark" in result}
 
 

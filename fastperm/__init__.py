@@ -12,6 +12,7 @@ _HOMES = {
     "PowerSpectrum": "power_spectrum",
     "Sets": "sets",
     "SpectrumPosterior": "optimum",
+    "explain": "paths",
     "get_num_threads": "threads",
     "load": "checkpoints",
     "set_num_threads": "threads",
@@ -27,6 +28,7 @@ __all__ = [
     "Sets",
     "SpectrumPosterior",
     "__version__",
+    "explain",
     "get_num_threads",
     "load",
     "set_num_threads",
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from fastperm.checkpoints import load
     from fastperm.network import DeepSet
     from fastperm.optimum import SpectrumPosterior, spectrum_posterior
+    from fastperm.paths import explain
     from fastperm.power_spectrum import PowerSpectrum
     from fastperm.sets import Sets
     from fastperm.threads import get_num_threads, set_num_threads

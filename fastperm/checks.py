@@ -5,6 +5,8 @@ import operator
 
 import numpy as np
 
+from fastperm.kernels.arrays import as_cupy, module_of, on_gpu
+
 DTYPES = ("float32", "float64")
 
 
@@ -58,8 +60,13 @@ def check_dtype(dtype, name="dtype"):
     return found.newbyteorder("=")
 
 
-def check_array(x, name):
-    """Return ``x`` as an array of whatever dtype; masked arrays, and rows of differing shape, are refused."""
+def check_array(x, name, *, gpu=False):
+    """Return ``x`` as an array of whatever dtype; masked arrays, and rows of differing shape, are refused.
+
+    So are arrays on a GPU, unless ``gpu`` is true: then they become CuPy's, without a copy.
+    """
+    if on_gpu(x):
+        return _check_gpu_array(x, name, gpu)
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
             f"{name} is a masked array, whose mask would be lost; to make sets of it, use Sets.masked, "
@@ -71,17 +78,53 @@ def check_array(x, name):
         raise ValueError(f"{name}: expected an array of numbers, got rows of differing shape ({error})") from None
 
 
-def check_real(x, name, dtype=None):
+def check_real(x, name, dtype=None, *, gpu=False):
     """Return ``x`` as an aligned C-contiguous array of ``dtype``, or of the float dtype that stands for its own.
 
     Bools, integers and floats of at most 64 bits are real numbers; what is too large for ``dtype`` becomes infinite.
+    For ``gpu``, see `check_array`.
     """
-    array = check_array(x, name)
+    array = check_array(x, name, gpu=gpu)
     if array.dtype.kind in "biu":
         own = np.dtype(np.float64)
     elif array.dtype.kind == "f" and array.dtype.itemsize <= 8:
         own = np.promote_types(array.dtype, np.float32)
     else:
         raise TypeError(f"{name} must be real numbers, float32 or float64, got dtype {array.dtype}")
+    if on_gpu(array):
+        return module_of(array).ascontiguousarray(array, own if dtype is None else dtype)
     with np.errstate(over="ignore", under="ignore"):
         return np.require(array, own if dtype is None else dtype, ["C", "A"])
+
+
+def check_kernels(array, name, kernels):
+    """Return ``array`` as one of a backend; one on a GPU is refused by backends that compute on the host."""
+    if on_gpu(array) and kernels.xp is np:
+        raise TypeError(
+            f"{name} lies on a GPU, and the backend {kernels.__name__.rpartition('.')[2]!r} computes on the host; use "
+            f"net.to('cuda'), or cupy.asnumpy({name})"
+        )
+    return kernels.xp.asarray(array)
+
+
+def check_device(array, name):
+    """Refuse an array on another GPU than the current one, where kernels are launched."""
+    if not on_gpu(array):
+        return
+    own, current = array.device.id, module_of(array).cuda.Device().id
+    if own != current:
+        raise ValueError(
+            f"{name} lies on GPU {own}, and the current one is GPU {current}; make the other the current one "
+            f"(`with cupy.cuda.Device({own})`)"
+        )
+
+
+def _check_gpu_array(x, name, wanted):
+    if not wanted:
+        raise TypeError(f"{name} lies on a GPU, expected an array of the host; cupy.asnumpy makes one")
+    try:
+        array = as_cupy(x)
+    except ImportError as error:
+        raise TypeError(f"{name} lies on a GPU, and CuPy, which would take it, cannot be imported ({error})") from None
+    check_device(array, name)
+    return array

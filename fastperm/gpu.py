@@ -47,21 +47,19 @@ def why_unusable():
             )
         if runtime.getDeviceCount() == 0:
             return "the NVIDIA driver finds no GPU"
-        capability = cupy.cuda.Device().compute_capability
+        architecture = compiling.current_architecture()
     except runtime.CUDARuntimeError as error:
         return f"the NVIDIA driver finds no usable GPU ({error})"
+    except RuntimeError as error:  # it is too old
+        return str(error)
     try:
         cupy.cuda.nvrtc.getVersion()
     except RuntimeError as error:
         return f"CuPy does not find NVRTC, the compiler of its own kernels ({error}); {INSTALL}"
-    try:
-        architecture = compiling.target((int(capability[:-1]), int(capability[-1])))
-    except RuntimeError as error:
-        return str(error)
     if compiling.compiler() is None and not compiling.compiled_elsewhere(architecture):
         return (
-            f"numba-cuda, which compiles the kernels, is not installed, and {compiling.cache_folder()} does not have "
-            f"them; {INSTALL}"
+            f"numba-cuda, which compiles the kernels, {compiling.NO_COMPILER or 'is not installed'}, and "
+            f"{compiling.cache_folder()} does not have them; {INSTALL}"
         )
     return None
 

@@ -1,7 +1,7 @@
 """Losses: a value and the gradient of the prediction, in one pass."""
 
-from fastperm.checks import check_real
-from fastperm.kernels.arrays import on_host
+from fastperm.checks import check_kernels, check_real
+from fastperm.kernels.arrays import beside
 
 
 def mean_squared_error(y, targets, kernels):
@@ -21,7 +21,7 @@ def mean_squared_error(y, targets, kernels):
     loss : float
         Mean of (y − targets)² over all R·K numbers, summed in float64.
     dy : ndarray of shape (R, K)
-        2 (y − targets) / (R·K).
+        2 (y − targets) / (R·K); a CuPy array if ``y`` is one.
 
     Raises
     ------
@@ -30,15 +30,17 @@ def mean_squared_error(y, targets, kernels):
     ValueError
         If the shapes differ.
     """
-    targets = kernels.xp.asarray(as_targets(targets, y.shape, y.dtype))
-    y = kernels.xp.asarray(y)
-    dy = kernels.xp.empty_like(y)
-    return kernels.mean_squared_error(y, targets, dy=dy), on_host(dy)
+    targets = check_kernels(as_targets(targets, y.shape, y.dtype), "targets", kernels)
+    own = check_kernels(y, "y", kernels)
+    dy = kernels.xp.empty_like(own)
+    return kernels.mean_squared_error(own, targets, dy=dy), beside(dy, y)
 
 
 def as_targets(targets, shape, dtype, name="targets"):
     """Return ``targets`` as a contiguous array of this shape and dtype, or say what came instead."""
-    array = check_real(targets, name, dtype)  # one too large for the dtype becomes infinite, and the loss says so
+    array = check_real(
+        targets, name, dtype, gpu=True
+    )  # one too large for the dtype becomes infinite, and the loss says so
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape} (as the prediction), got {array.shape}")
     return array

@@ -1,12 +1,13 @@
 """The set network: equivariant layers, pooling, and a dense head."""
 
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastperm import backend as backends
-from fastperm.checks import check_choice, check_dtype, check_integer
-from fastperm.kernels.arrays import on_host
+from fastperm.checks import check_choice, check_device, check_dtype, check_integer, check_kernels
+from fastperm.kernels.arrays import beside, module_of, on_host
 from fastperm.layers import Dense, Equivariant, Pooling, PoolingSaved, initialise
 from fastperm.losses import as_targets
 from fastperm.parameters import Parameters
@@ -15,6 +16,7 @@ from fastperm.streams import Stream
 
 AGGREGATES = ("mean", "sum", "max")
 INVARIANCES = ("rounding", "bitwise")
+_logger = logging.getLogger("fastperm")
 
 
 class Saved(NamedTuple):
@@ -51,8 +53,8 @@ class DeepSet:
     dtype : {"float32", "float64"}, default="float32"
         Precision of parameters and arithmetic.
     backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
-        Kernels to use; "auto" takes the fastest that is available. "cuda" computes in float32 only. Sets, predictions
-        and gradients of the input are NumPy arrays on every backend.
+        Kernels to use; "auto" takes the fastest that is available. "cuda" computes in float32 only, and takes sets,
+        targets and gradients as NumPy arrays, or as arrays on its GPU: then what comes back stays there, as CuPy's.
     seed : int, numpy.random.Generator or None, default=None
         Where the initial weights come from; None draws fresh ones.
 
@@ -177,11 +179,10 @@ class DeepSet:
         ------
         ValueError
             If the sets are malformed or of another width; the message names the set.
+        MemoryError
+            If not even one set fits in memory. A batch that does not fit is taken in halves.
         """
-        sets, order = self._ordered(self.as_sets(sets))
-        y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
-        self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y)
-        return on_host(y if self.pool is not None else self._as_given(y, order))
+        return self._predict(self.as_sets(sets))
 
     def predict_stream(self, chunks, *, weights=None):
         """Return the prediction for one set that does not fit in memory.
@@ -261,7 +262,8 @@ class DeepSet:
         saved : Saved
             Inputs and activations.
         """
-        sets, order = self._ordered(self.as_sets(sets))
+        given = self.as_sets(sets)
+        sets, order = self._ordered(given)
         x, kept, pooling = sets.values, [], None
         for layer in self.layers:
             x, saved = layer.forward(x, sets)
@@ -271,7 +273,7 @@ class DeepSet:
         y, head = self.head.forward(x)
         if self.pool is None:
             y = self._as_given(y, order)
-        return on_host(y), Saved(sets, order, tuple(kept), pooling, head)
+        return beside(y, given.values), Saved(sets, order, tuple(kept), pooling, head)
 
     def loss_and_gradients(self, sets, targets):
         """Return the mean squared error, and make `gradients` those of this batch: one pass, nothing saved.
@@ -294,15 +296,12 @@ class DeepSet:
             If sets or targets have the wrong shape.
         TypeError
             If they do not hold real numbers.
+        MemoryError
+            If not even one set fits in memory. A batch that does not fit is taken in halves.
         """
         sets = self.as_sets(sets)
         targets = as_targets(targets, self.prediction_shape(sets), self.dtype)
-        sets, order = self._ordered(sets)
-        targets = self.kernels.xp.asarray(targets)
-        if self.pool is None and order is not None:
-            targets = targets[order]
-        self.zero_gradients()
-        return self.kernels.deep_set_step(*self._batch(sets), targets, *self._whole(), gradients=self.gradients.flat)
+        return self._step(sets, check_kernels(targets, "targets", self.kernels))
 
     def backward(self, dy, saved, *, inputs=True):
         """Add the gradients of the parameters to `gradients` and return that of the input.
@@ -319,7 +318,7 @@ class DeepSet:
         Returns
         -------
         ndarray of shape (T, in_features) or None
-            Gradient with respect to the values of the sets, in the order in which they were given.
+            Gradient with respect to the values of the sets, in the order in which they were given. Where dy is.
 
         Raises
         ------
@@ -329,7 +328,8 @@ class DeepSet:
             If dy does not hold real numbers, or ``saved`` is not what `forward` returned.
         """
         self._check_saved(saved)
-        dx = self.kernels.xp.asarray(as_targets(dy, self.prediction_shape(saved.sets), self.dtype, name="dy"))
+        given = as_targets(dy, self.prediction_shape(saved.sets), self.dtype, name="dy")
+        dx = check_kernels(given, "dy", self.kernels)
         if self.pool is None and saved.order is not None:
             dx = dx[saved.order]
         dx = self.head.backward(dx, saved.head)
@@ -337,7 +337,7 @@ class DeepSet:
             dx = self.pooling.backward(dx, saved.pooling, saved.sets)
         for i in reversed(range(self.depth)):
             dx = self.layers[i].backward(dx, saved.layers[i], saved.sets, inputs=inputs or i > 0)
-        return on_host(self._as_given(dx, saved.order))
+        return beside(self._as_given(dx, saved.order), given)
 
     def zero_gradients(self):
         """Set all gradients to zero."""
@@ -367,6 +367,46 @@ class DeepSet:
     def __reduce__(self):
         return _rebuild, (self.config(), self.backend, {name: on_host(a) for name, a in self.parameters.items()})
 
+    def _predict(self, given):
+        try:
+            sets, order = self._ordered(given)
+            y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
+            self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y)
+            return beside(y if self.pool is not None else self._as_given(y, order), given.values)
+        except MemoryError as error:
+            self._check_halves(given, error)
+        # Not within `except`, where the error would keep what had been allocated.
+        parts = [self._predict(given[half]) for half in _halves(given)]
+        return module_of(parts[0]).concatenate(parts)
+
+    def _step(self, given, targets):
+        """Make `gradients` those of a batch, and return its loss."""
+        try:
+            sets, order = self._ordered(given)
+            own = targets if self.pool is not None or order is None else targets[order]
+            self.zero_gradients()
+            return self.kernels.deep_set_step(*self._batch(sets), own, *self._whole(), gradients=self.gradients.flat)
+        except MemoryError as error:
+            self._check_halves(given, error)
+        loss, total = 0.0, self.kernels.xp.zeros_like(self.gradients.flat)
+        for half in _halves(given):
+            rows = half if self.pool is not None else slice(*given.offsets[[half.start, half.stop]])
+            part = targets[rows]
+            loss += self._step(given[half], part) * (part.size / targets.size)
+            total += self.gradients.flat * self.dtype.type(part.size / targets.size)
+        self.gradients.flat[:] = total
+        return loss
+
+    def _check_halves(self, sets, error):
+        """Raise if a batch that does not fit in memory cannot be split."""
+        if len(sets) > 1:
+            _logger.info("%d sets do not fit in memory together (%s); each half is taken alone", len(sets), error)
+            return
+        raise MemoryError(
+            f"a set of {sets.n_elements} elements does not fit in memory with layers of widths {self.widths} in "
+            f"{self.dtype} on the backend {self.backend!r}; predict_stream needs no memory that grows with it ({error})"
+        ) from None
+
     def _check_saved(self, saved):
         """Refuse what another network saved: the kernels would read past the end of its arrays."""
         if not isinstance(saved, Saved):
@@ -385,9 +425,10 @@ class DeepSet:
 
         They are in the arrays of the backend, which for the cuda backend lie on the GPU.
         """
-        xp = self.kernels.xp
-        weights = None if sets.weights is None else xp.asarray(sets.weights)
-        sets = Sets._trusted(xp.asarray(sets.values), xp.asarray(sets.offsets), weights)
+        check_device(self.parameters.flat, "the network")
+        weights = None if sets.weights is None else check_kernels(sets.weights, "weights", self.kernels)
+        values = check_kernels(sets.values, "values", self.kernels)
+        sets = Sets._trusted(values, self.kernels.xp.asarray(sets.offsets), weights)
         if self.invariance == "rounding":
             return sets, None
         order = self.kernels.xp.empty(sets.n_elements, np.int64)
@@ -429,6 +470,11 @@ def _rebuild(config, backend, parameters):
     net = DeepSet(**config, backend=backend, seed=0)
     net.parameters.update(parameters)
     return net
+
+
+def _halves(sets):
+    middle = len(sets) // 2
+    return slice(0, middle), slice(middle, len(sets))
 
 
 def _check_widths(width, depth):

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 
 from fastperm.checks import check_array, check_dtype, check_real
+from fastperm.kernels.arrays import module_of, on_gpu, on_host
 
 
 class Sets:
@@ -38,6 +39,9 @@ class Sets:
     `weights` of the right dtype and layout are held as they are, not copied, and treated as immutable: if they are
     changed afterwards, they are not checked again.
 
+    Values and weights may lie on an NVIDIA GPU: CuPy arrays, and whatever has ``__cuda_array_interface__`` or DLPack.
+    They are checked and held there, as CuPy arrays, for networks of the cuda backend; `offsets` are NumPy's even so.
+
     Examples
     --------
     >>> sets = Sets([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], offsets=[0, 1, 3])
@@ -51,22 +55,23 @@ class Sets:
     __slots__ = ("offsets", "values", "weights")
 
     def __init__(self, values, offsets, weights=None):
-        self.values = check_real(values, "values")
+        self.values = check_real(values, "values", gpu=True)
         if self.values.ndim != 2:
             raise ValueError(f"values must have shape (T, K), got {self.values.shape}")
         if self.features == 0:
             raise ValueError(f"expected at least one feature per element, got values of shape {self.values.shape}")
         self.offsets = _checked_offsets(offsets, self.n_elements)
-        finite = np.isfinite(self.values)
+        finite = module_of(self.values).isfinite(self.values)
         if not finite.all():
-            row, feature = np.argwhere(~finite)[0]
+            row, feature = np.argwhere(~on_host(finite))[0]
             raise ValueError(
                 f"{_place(row, self.offsets)}: values must be finite in {self.dtype}, "
                 f"got {self.values[row, feature]} in feature {feature}"
             )
         self.weights = None
         if weights is not None:
-            self.weights = check_real(weights, "weights", dtype=self.dtype)
+            self.weights = check_real(weights, "weights", self.dtype, gpu=True)
+            _check_beside(self.weights, self.values, "weights", "values")
             if self.weights.shape != (self.n_elements,):
                 raise ValueError(f"weights must have shape (T,) = ({self.n_elements},), got {self.weights.shape}")
             _check_weights(self.weights, self.offsets, "weights")
@@ -92,10 +97,10 @@ class Sets:
         >>> Sets.dense(np.zeros((4, 5, 2), np.float32))
         Sets(n_sets=4, n_elements=20, features=2, counts=5, float32, unweighted)
         """
-        x = check_real(x, "x")
+        x = check_real(x, "x", gpu=True)
         S, N, K = _dense_shape(x)
         if weights is not None:
-            weights = check_real(weights, "weights")
+            weights = check_real(weights, "weights", gpu=True)
             if weights.shape != (S, N):
                 raise ValueError(f"weights must have shape (S, N) = {(S, N)}, got {weights.shape}")
             weights = weights.reshape(S * N)
@@ -147,18 +152,19 @@ class Sets:
                [2.],
                [3.]])
         """
-        x = check_real(x, "x")
+        x = check_real(x, "x", gpu=True)
         S, N, K = _dense_shape(x)
-        mask = check_array(mask, "mask")
+        mask = check_array(mask, "mask", gpu=True)
+        _check_beside(mask, x, "mask", "x")
         if mask.shape != (S, N):
             raise ValueError(f"mask must have shape (S, N) = {(S, N)}, got {mask.shape}")
         if mask.dtype.kind not in "biu":
             raise TypeError(f"mask must be of bools, or of integers 0 and 1, got dtype {mask.dtype}")
         present = mask.astype(bool, copy=False)
         if (present != mask).any():
-            s, n = np.argwhere(present != mask)[0]
+            s, n = np.argwhere(on_host(present != mask))[0]
             raise ValueError(f"set {s}, element {n}: mask must be True or False, 1 or 0, got {mask[s, n]}")
-        counts = present.sum(axis=1)
+        counts = on_host(present.sum(axis=1))
         if not counts.all():
             raise ValueError(f"set {np.argmin(counts)} has no elements: the mask leaves out all {N}")
         return cls(x.reshape(S * N, K) if present.all() else x[present], _offsets_of(counts))
@@ -189,7 +195,8 @@ class Sets:
             raise TypeError("fractions must hold the fractions of each mixture, got None")
         values, offsets, fractions = _stack_ragged(atoms, fractions, "fractions")
         totals = _check_weights(fractions, offsets, "fractions")
-        return cls(values, offsets, fractions / np.repeat(totals, np.diff(offsets)))
+        repeated = module_of(fractions).asarray(np.repeat(totals, np.diff(offsets)))
+        return cls(values, offsets, fractions / repeated)
 
     @classmethod
     def concatenate(cls, batches):
@@ -222,11 +229,13 @@ class Sets:
                     f"batch {i}: expected K={batches[0].features} features per element as in batch 0, "
                     f"got {batch.features}"
                 )
-        values = np.concatenate([batch.values for batch in batches])
+            _check_beside(batch.values, batches[0].values, f"batch {i}", "batch 0")
+        xp = module_of(batches[0].values)
+        values = xp.concatenate([batch.values for batch in batches])
         weights = None
         if any(batch.weights is not None for batch in batches):
-            weights = np.concatenate(
-                [np.ones(batch.n_elements) if batch.weights is None else batch.weights for batch in batches],
+            weights = xp.concatenate(
+                [xp.ones(batch.n_elements) if batch.weights is None else batch.weights for batch in batches],
                 dtype=values.dtype,
             )
         return cls._trusted(values, _offsets_of(np.concatenate([batch.counts for batch in batches])), weights)
@@ -294,6 +303,7 @@ class Sets:
         else:
             offsets = _offsets_of(self.counts[chosen])
             rows = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], np.diff(offsets))
+            rows = module_of(self.values).asarray(rows)
         return self._trusted(self.values[rows], offsets, None if self.weights is None else self.weights[rows])
 
     def permutation(self, seed=None):
@@ -358,6 +368,7 @@ class Sets:
 
     def _reorder(self, order):
         """Return the sets in an order that is known to be valid, unchecked."""
+        order = module_of(self.values).asarray(order)
         return self._trusted(self.values[order], self.offsets, None if self.weights is None else self.weights[order])
 
     def astype(self, dtype):
@@ -371,7 +382,7 @@ class Sets:
         dtype = check_dtype(dtype)
         if dtype == self.dtype:
             return self
-        return Sets(check_real(self.values, "values", dtype), self.offsets, self.weights)
+        return Sets(check_real(self.values, "values", dtype, gpu=True), self.offsets, self.weights)
 
     def split(self, rows):
         """Cut one row per element, such as the output of an equivariant network, into one array per set.
@@ -391,7 +402,7 @@ class Sets:
         >>> sets.split(["a", "b", "c"])
         [array(['a'], dtype='<U1'), array(['b', 'c'], dtype='<U1')]
         """
-        rows = np.asarray(rows)
+        rows = rows if on_gpu(rows) else np.asarray(rows)
         if rows.shape[:1] != (self.n_elements,):
             raise ValueError(f"expected one row for each of the {self.n_elements} elements, got shape {rows.shape}")
         return [rows[start:stop] for start, stop in pairwise(self.offsets.tolist())]
@@ -443,7 +454,7 @@ def _offsets_of(counts):
 
 
 def _checked_offsets(offsets, n_elements):
-    offsets = check_array(offsets, "offsets")
+    offsets = on_host(check_array(offsets, "offsets", gpu=True))
     if offsets.ndim != 1 or offsets.size == 0:
         raise ValueError(f"offsets must have shape (S + 1,), got {offsets.shape}")
     if offsets.dtype.kind not in "iu":
@@ -493,15 +504,23 @@ def _place(row, offsets):
 
 
 def _totals(weights, offsets):
+    xp = module_of(weights)
     with np.errstate(over="ignore"):  # checked on construction
-        return np.add.reduceat(weights, offsets[:-1], dtype=np.float64)
+        return on_host(xp.add.reduceat(weights, xp.asarray(offsets[:-1]), dtype=np.float64))
+
+
+def _check_beside(array, other, name, other_name):
+    """Refuse one array on a GPU and another on the host: which should move is for the user to say."""
+    if on_gpu(array) != on_gpu(other):
+        places = ["a GPU" if on_gpu(one) else "the host" for one in (array, other)]
+        raise TypeError(f"{name} lies on {places[0]} and {other_name} on {places[1]}; give both in one place")
 
 
 def _check_weights(weights, offsets, name):
     """Return the total of each set, which must be a normal number in the dtype of the weights, since it divides."""
     valid = (weights >= 0) & (weights < np.inf)
     if not valid.all():
-        row = np.argmin(valid)
+        row = int(valid.argmin())
         raise ValueError(
             f"{_place(row, offsets)}: {name} must be finite in {weights.dtype} and non-negative, got {weights[row]}"
         )
@@ -517,10 +536,11 @@ def _check_weights(weights, offsets, name):
 
 def _stack_ragged(arrays, weights, name):
     """Return values, offsets and weights of one set per array; the weights unchecked but for their shapes."""
-    arrays = [check_real(array, f"set {s}") for s, array in enumerate(arrays)]
+    arrays = [check_real(array, f"set {s}", gpu=True) for s, array in enumerate(arrays)]
     if not arrays:
         raise ValueError("expected at least one set, got none")
     for s, array in enumerate(arrays):
+        _check_beside(array, arrays[0], f"set {s}", "set 0")
         if array.shape[:1] == (0,):
             raise ValueError(f"set {s} has no elements: expected shape (n, K), got {array.shape}")
         if array.ndim != 2:
@@ -529,12 +549,13 @@ def _stack_ragged(arrays, weights, name):
         if array.shape[1] != K:
             raise ValueError(f"set {s}: expected K={K} features per element as in set 0, got {array.shape[1]}")
     if weights is not None:
-        weights = [check_real(row, f"set {s}: {name}", dtype=np.float64) for s, row in enumerate(weights)]
+        weights = [check_real(row, f"set {s}: {name}", np.float64, gpu=True) for s, row in enumerate(weights)]
         if len(weights) != len(arrays):
             raise ValueError(f"expected {name} for each of the {len(arrays)} sets, got {len(weights)}")
         for s, (array, row) in enumerate(zip(arrays, weights, strict=True)):
+            _check_beside(row, array, f"set {s}: {name}", "its values")
             if row.shape != (len(array),):
                 raise ValueError(f"set {s}: {name} must have shape (n,) = ({len(array)},), got {row.shape}")
-        weights = np.concatenate(weights)
-    values = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        weights = module_of(weights[0]).concatenate(weights)
+    values = arrays[0] if len(arrays) == 1 else module_of(arrays[0]).concatenate(arrays)
     return values, _offsets_of([len(array) for array in arrays]), weights

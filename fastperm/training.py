@@ -16,6 +16,7 @@ from fastperm.adam import Adam
 from fastperm.checkpoints import COLUMNS, load_checkpoint, save_checkpoint
 from fastperm.checks import check_integer
 from fastperm.files import replacing
+from fastperm.kernels.arrays import on_host
 from fastperm.losses import as_targets
 
 # Streams of random numbers that a run draws from; SeedSequence keeps them apart.
@@ -249,7 +250,7 @@ def _validation(net, task, validate, seed):
 
 def _validation_errors(net, sets, targets):
     """Return the mean squared error of every output, (out_features,) float64."""
-    return np.square(net(sets).astype(np.float64) - targets).mean(axis=0)
+    return np.square(on_host(net(sets)).astype(np.float64) - on_host(targets)).mean(axis=0)
 
 
 def _kept(checkpoint):

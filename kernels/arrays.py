@@ -1,6 +1,35 @@
-"""Arrays of several backends."""
+"""Arrays of several backends: NumPy's, on the host, and CuPy's, on a GPU."""
 
 import numpy as np
+
+_GPU_MEMORY = (2, 13)  # of CUDA, and what it manages, in the terms of DLPack
+
+
+def on_gpu(x):
+    """Return whether x is an array on an NVIDIA GPU, of whatever library."""
+    if isinstance(x, (np.ndarray, type)):
+        return False
+    if hasattr(x, "__cuda_array_interface__"):
+        return True
+    return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] in _GPU_MEMORY
+
+
+def module_of(array):
+    """Return the module of an array: CuPy for one on a GPU, else NumPy."""
+    if not on_gpu(array):
+        return np
+    import cupy
+
+    return cupy
+
+
+def as_cupy(x):
+    """Return an array on a GPU, of whatever library, as one of CuPy, without a copy."""
+    import cupy
+
+    if hasattr(x, "__cuda_array_interface__"):
+        return cupy.asarray(x)
+    return cupy.from_dlpack(x)
 
 
 def on_host(array):
@@ -11,3 +40,8 @@ def on_host(array):
 def on_backend(array, xp):
     """Return an array of any backend as one of the module ``xp``: itself, if it is one."""
     return xp.asarray(on_host(array) if xp is np else array)
+
+
+def beside(array, other):
+    """Return an array where ``other`` is: on its GPU, as it is, or on the host."""
+    return array if on_gpu(other) else on_host(array)

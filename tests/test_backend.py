@@ -5,12 +5,16 @@ import sys
 import pytest
 
 import fastperm
-from fastperm import backend
+from fastperm import backend, gpu
 
 
-def test_auto_is_the_fast_one():
+def test_auto_is_the_fast_one(monkeypatch):
+    # With a GPU: test_gpu.
+    monkeypatch.setattr(gpu, "PROVEN", False)
+    backend._cuda_for_auto.cache_clear()
     assert backend.resolve("auto") == "cpu"
     assert fastperm.DeepSet(2, 3, 1, 1).backend == "cpu"
+    backend._cuda_for_auto.cache_clear()
 
 
 def test_a_backend_that_is_missing_says_why_and_nothing_falls_back():
@@ -33,6 +37,7 @@ def test_without_numba_the_reference_still_works(monkeypatch):
         return __import__(name, fromlist=["_"])
 
     monkeypatch.setattr(backend, "import_module", no_numba)
+    monkeypatch.setattr(backend, "_cuda_for_auto", lambda: False)
     backend.why_missing.cache_clear()
     try:
         with pytest.warns(UserWarning, match="takes the slow 'reference': 'cpu' is not available: importing it failed"):

@@ -1,6 +1,7 @@
 """Finding a GPU, and launching on it, with a fake driver and a fake CuPy: no GPU is needed."""
 
 import logging
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,6 +210,73 @@ def test_a_folder_can_be_filled_and_used_where_there_is_no_compiler(machine, mon
     machine(compiler=None)
     assert backend.why_missing("cuda") is None
     assert compiling._ptx("mask", (9, 0)).read_text() == "mask (9, 0)"
+
+
+def test_a_damaged_file_is_compiled_anew(machine, monkeypatch, caplog):
+    module = machine()
+
+    class RawModule:
+        def __init__(self, path):
+            self.text = Path(path).read_text()
+
+        def get_function(self, name):
+            if not self.text.startswith(name):
+                raise ValueError("CUDA_ERROR_INVALID_PTX")
+            return self.text
+
+    module.RawModule = RawModule
+    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
+    path = compiling._ptx("mask", (9, 0))
+    path.write_text("mas")
+    with caplog.at_level(logging.WARNING, "fastperm"):
+        assert compiling._loaded("mask", 0) == path.read_text() == "mask (9, 0)"
+    assert "CUDA_ERROR_INVALID_PTX" in caplog.text
+    path.write_text("mas")
+    compiling._loaded.cache_clear()
+    machine(compiler=None).RawModule = RawModule
+    with pytest.raises(RuntimeError, match=r"the GPU's driver does not take .*mask-sm_90.*\(CUDA_ERROR_INVALID_PTX\)"):
+        compiling._loaded("mask", 0)
+
+
+def test_what_another_compiler_made_is_taken_where_this_one_fails(machine, monkeypatch, caplog):
+    machine()
+    other = compiling.cache_folder() / "mask-sm_90-numba-cuda-1.ptx"
+    other.parent.mkdir(parents=True)
+
+    def fail(kernel, architecture):
+        raise ValueError("no NVVM")
+
+    monkeypatch.setattr(compiling.Kernel, "compile", fail)
+    with pytest.raises(ValueError, match="no NVVM"):
+        compiling._ptx("mask", (9, 0))
+    other.write_text("mask")
+    with caplog.at_level(logging.WARNING, "fastperm"):
+        assert compiling._ptx("mask", (9, 0)) == other
+    assert "numba-cuda-0 does not compile kernel mask (no NVVM)" in caplog.text
+    assert [path.name for path in other.parent.iterdir()] == [other.name]
+
+
+def test_a_compiler_that_is_broken_is_named(tmp_path):
+    # numba-cuda is in place of numba.cuda, and what it loads at import can fail in any way.
+    script = """
+import sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numba.cuda":
+            raise OSError("libnvvm.so: undefined symbol")
+sys.meta_path.insert(0, Broken())
+from fastperm.kernels.cuda import compiling
+print(compiling.NO_COMPILER, compiling.compiler())
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "cannot be imported (OSError: libnvvm.so: undefined symbol) None"
+
+
+def test_why_there_is_no_compiler_is_said(machine, monkeypatch):
+    machine(compiler=None)
+    monkeypatch.setattr(compiling, "NO_COMPILER", "cannot be imported (OSError: libnvvm.so)")
+    message = "numba-cuda, which compiles the kernels, cannot be imported (OSError: libnvvm.so), and "
+    assert message in backend.why_missing("cuda")
 
 
 def test_a_kernel_that_nobody_compiled_is_named(machine):

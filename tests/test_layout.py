@@ -21,7 +21,7 @@ FLOORS = (
     ("kernels",),
     ("backend", "checks", "files", "gpu", "parameters", "sets", "streams", "threads"),
     ("layers", "losses", "adam"),
-    ("network", "training", "checkpoints"),
+    ("network", "training", "checkpoints", "paths"),
     ("power_spectrum", "optimum", "baselines", "estimation", "figures", "runs"),
     ("executors", "sweeps", "paper", "paper_figures"),
     ("cli", "__main__"),

@@ -35,6 +35,7 @@ class JaxDeepSet:
 
     def __init__(self, net):
         settings = Adam().config()
+        jax.config.update("jax_default_matmul_precision", "highest")  # on a GPU JAX takes TF32 by itself
         beta1, beta2, epsilon = (settings[name] for name in ("beta1", "beta2", "epsilon"))
         self.parameters = {name: jnp.array(array) for name, array in net.parameters.items()}
         self.moments = tuple(jax.tree.map(jnp.zeros_like, self.parameters) for _ in range(2))
@@ -56,6 +57,10 @@ class JaxDeepSet:
     def n_parameters(self):
         """Number of trainable numbers."""
         return sum(array.size for array in self.parameters.values())
+
+    def precision(self):
+        """Return what decides the precision of its products, as JAX says it."""
+        return {"jax_default_matmul_precision": jax.config.jax_default_matmul_precision}
 
     def batch(self, x, targets):
         """Return the batch as JAX arrays."""

@@ -1,4 +1,4 @@
-"""The same network in PyTorch, on dense (B, N, K) tensors, eager or compiled."""
+"""The same network in PyTorch, on dense (B, N, K) tensors, eager or compiled, on the processor or on a GPU."""
 
 import math
 
@@ -37,14 +37,21 @@ class TorchDeepSet:
         Where the parameters start; they are copied.
     compiled : bool, default=False
         Run the forward and the backward pass through ``torch.compile``.
+    mode : str, optional
+        Of ``torch.compile``; "max-autotune" tries out tiles of products and, on a GPU, replays CUDA graphs.
+    device : str, default="cpu"
+        Where.
     """
 
-    def __init__(self, net, *, compiled=False):
+    def __init__(self, net, *, compiled=False, mode=None, device="cpu"):
         settings = Adam().config()
-        self.network = Network(net.parameters)
+        torch.set_float32_matmul_precision("highest")  # the default: no TF32
+        torch.backends.cudnn.allow_tf32 = False
+        self.device = device
+        self.network = Network(net.parameters).to(device)
         # Shapes are fixed in training, so the compiled code need not be general; the memory measurement uses two.
         # Training and inference are compiled apart, each when first called.
-        self.forward = torch.compile(self.network, dynamic=False) if compiled else self.network
+        self.forward = torch.compile(self.network, dynamic=False, mode=mode) if compiled else self.network
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),
             lr=settings["learning_rate"],
@@ -59,9 +66,16 @@ class TorchDeepSet:
         """Number of trainable numbers."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
+    def precision(self):
+        """Return what decides the precision of its products, as PyTorch says it."""
+        return {
+            "torch.get_float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "torch.backends.cuda.matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+
     def batch(self, x, targets):
         """Return the batch as tensors."""
-        return torch.from_numpy(x), torch.from_numpy(targets)
+        return torch.from_numpy(x).to(self.device), torch.from_numpy(targets).to(self.device)
 
     def step(self, x, targets):
         """Take one training step and return its loss."""
@@ -77,7 +91,7 @@ class TorchDeepSet:
     @torch.inference_mode()
     def predict(self, x):
         """Return the predictions."""
-        return self.forward(x).numpy()
+        return self.forward(x).cpu().numpy()
 
     def evaluate(self, x, targets):
         """Return prediction, loss and the gradient of every parameter."""
@@ -85,8 +99,8 @@ class TorchDeepSet:
         prediction = self.forward(x)
         loss = nn.functional.mse_loss(prediction, targets)
         loss.backward()
-        gradients = {name: parameter.grad.numpy().copy() for name, parameter in self.network.named_parameters()}
-        return prediction.detach().numpy(), loss.item(), gradients
+        gradients = {name: parameter.grad.cpu().numpy().copy() for name, parameter in self.network.named_parameters()}
+        return prediction.detach().cpu().numpy(), loss.item(), gradients
 
 
 def _parameters(parameters, prefix, names):

@@ -60,10 +60,14 @@ def chunk_bounds(offsets):
     return sorted({0, *(np.searchsorted(offsets[1:], ends) + 1).tolist()})
 
 
+def least_large(offsets, width):
+    """Return how many elements make a set of this batch a large one; ``width`` is that of the widest activation."""
+    return max(LARGE_ELEMENTS, -(-LARGE_NUMBERS // width), int(offsets[-1]) // LARGE_PART + 1)
+
+
 def large_sets(offsets, width):
-    """Return the sets that are to be split over the workers, in order; ``width`` is that of the widest activation."""
-    least = max(LARGE_ELEMENTS, -(-LARGE_NUMBERS // width), offsets[-1] // LARGE_PART + 1)
-    return (offsets[1:] - offsets[:-1] >= least).nonzero()[0].tolist()
+    """Return the sets that are to be split over the workers, in order."""
+    return (offsets[1:] - offsets[:-1] >= least_large(offsets, width)).nonzero()[0].tolist()
 
 
 def small_chunks(offsets, width):

@@ -11,6 +11,7 @@ from fastperm.kernels.cuda.dense import dense_backward, dense_forward
 from fastperm.kernels.cuda.equivariant import equivariant_backward, equivariant_forward
 from fastperm.kernels.cuda.fourier_series import fourier_series
 from fastperm.kernels.cuda.mean_squared_error import mean_squared_error
+from fastperm.kernels.cuda.paths import paths
 from fastperm.kernels.cuda.pooling import pooling_backward, pooling_forward
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "equivariant_forward",
     "fourier_series",
     "mean_squared_error",
+    "paths",
     "pooling_backward",
     "pooling_forward",
     "xp",

@@ -13,12 +13,15 @@ With ``NUMBA_ENABLE_CUDASIM=1`` the same kernels run on NumPy arrays, in Numba's
 
 import functools
 import hashlib
+import logging
 import os
 import re
 import tempfile
 import threading
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 
 import numba
@@ -27,6 +30,10 @@ from numba.misc.appdirs import user_cache_dir
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
+_logger = logging.getLogger("fastperm")
+
+# Why numba-cuda, which compiles the kernels, is not there; None if it is.
+NO_COMPILER = None
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the version that Numba itself brings, where numba-cuda is missing
@@ -34,8 +41,10 @@ try:
 
         if not SIMULATED:
             from numba.cuda.extending import intrinsic as intrinsic  # for vectors.py
-except ImportError:  # kernels that were compiled elsewhere can still be launched
-    cuda = None
+except ImportError as error:  # kernels that were compiled elsewhere can still be launched
+    cuda, NO_COMPILER = None, f"is not installed ({error})"
+except Exception as error:  # a library that it loads at import may be broken in any way
+    cuda, NO_COMPILER = None, f"cannot be imported ({type(error).__name__}: {error})"
 
 # Oldest first. PTX for an architecture also runs on later ones: the driver compiles it for the card it finds.
 ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
@@ -119,9 +128,13 @@ def cache_folder():
     return Path(os.environ.get("FASTPERM_CACHE_DIR") or user_cache_dir("fastperm")) / f"cuda-{_source_stamp()}"
 
 
-def fill_cache(architectures=ARCHITECTURES):
+def fill_cache(architectures=ARCHITECTURES, *, processes=1):
     """Compile all kernels for these architectures into `cache_folder`, and return how many files it has for them."""
-    return sum(_ptx(name, architecture).exists() for architecture in architectures for name in KERNELS)
+    wanted = [(name, architecture) for architecture in architectures for name in KERNELS]
+    if processes == 1:
+        return sum(_ptx(*one).exists() for one in wanted)
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # Numba compiles in one thread at a time
+        return sum(path.exists() for path in pool.map(_ptx, *zip(*wanted, strict=True)))
 
 
 def compiler():
@@ -147,6 +160,14 @@ def target(capability):
         wanted, found = (".".join(map(str, version)) for version in (ARCHITECTURES[0], capability))
         raise RuntimeError(f"the GPU has compute capability {found}; expected at least {wanted}")
     return suitable[-1]
+
+
+def current_architecture():
+    """Return what to compile for on the current device."""
+    import cupy
+
+    capability = cupy.cuda.Device().compute_capability
+    return target((int(capability[:-1]), int(capability[-1])))
 
 
 def compiled_elsewhere(architecture):
@@ -175,8 +196,8 @@ def _ptx(name, architecture, folder=None):
         if stored := _stored(name, architecture):
             return stored[-1]
         raise RuntimeError(
-            f"kernel {name} was not compiled for sm_{architecture[0]}{architecture[1]}: numba-cuda is not installed, "
-            f"and {cache_folder()} does not have it"
+            f"kernel {name} was not compiled for sm_{architecture[0]}{architecture[1]}: numba-cuda "
+            f"{NO_COMPILER or 'is not installed'}, and {cache_folder()} does not have it"
         )
     path = (folder or cache_folder()) / f"{name}-sm_{architecture[0]}{architecture[1]}-{made_by}.ptx"
     if not path.exists():
@@ -184,8 +205,18 @@ def _ptx(name, architecture, folder=None):
         # Processes and threads may compile the same kernel at once: each writes a file of its own.
         unfinished = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         unfinished.touch()  # before it is compiled: this folder may refuse
-        unfinished.write_text(KERNELS[name].compile(architecture))
-        unfinished.replace(path)
+        try:
+            unfinished.write_text(KERNELS[name].compile(architecture))
+            unfinished.replace(path)
+        except OSError:
+            raise
+        except Exception as error:  # a compiler that does not go with its libraries; another's work will do
+            if not (stored := _stored(name, architecture)):
+                raise
+            _logger.warning("%s does not compile kernel %s (%s); %s is taken", made_by, name, error, stored[-1])
+            return stored[-1]
+        finally:
+            unfinished.unlink(missing_ok=True)
     return path
 
 
@@ -206,13 +237,20 @@ def _loaded(name, device):
     """Return the kernel as CuPy launches it on a device, which is the current one."""
     import cupy
 
-    capability = cupy.cuda.Device(device).compute_capability
-    architecture = target((int(capability[:-1]), int(capability[-1])))
+    architecture = current_architecture()
     try:
         path = _ptx(name, architecture)
     except OSError:  # a home that cannot be written to
         path = _ptx(name, architecture, Path(_own_folder().name))
-    return cupy.RawModule(path=str(path)).get_function(name)
+    try:
+        return cupy.RawModule(path=str(path)).get_function(name)
+    except Exception as error:
+        if compiler() is None:
+            raise RuntimeError(f"the GPU's driver does not take {path} ({error})") from error
+        # The file may be damaged: once more, from the source. If that is refused too, the driver says why.
+        _logger.warning("the GPU's driver does not take %s (%s); it is compiled anew", path, error)
+        path.unlink(missing_ok=True)
+        return cupy.RawModule(path=str(_ptx(name, architecture, path.parent))).get_function(name)
 
 
 def _numba_type(parameter):

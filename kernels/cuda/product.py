@@ -85,7 +85,7 @@ def product(
     """Write the product, and return the partial sums of its pooling, which `pooling.finish` takes; or None."""
     rows, inner = A.shape
     columns = out.shape[1]
-    tile, kernels = _suited(columns)
+    tile, kernels = suited(columns)
     partials = None if code == NO_POOL else partial_sums(rows, n_sets, columns)
     flags = (
         *(c is not None, sets is not None, scales is not None, relu, masked_by is not None, weights is not None, code),
@@ -106,7 +106,7 @@ def add_transposed_product(
 ):
     inner, columns = g.shape
     rows = x.shape[1]
-    tile, kernels = _suited(columns)
+    tile, kernels = suited(columns)
     tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
     parts = max(1, min(BLOCKS // tiles, inner // LEAST_ROWS))
     inner_part = -(-inner // parts)
@@ -120,7 +120,7 @@ def add_transposed_product(
     _add_parts(-(-total.size // THREADS), out, parts, total.size, total)
 
 
-def _suited(columns):
+def suited(columns):
     """Return the tile for so many columns, and its kernels."""
     return next(found for most, found in PRODUCTS.items() if columns <= most)
 

@@ -10,6 +10,7 @@ from fastperm.kernels.reference.dense import dense_backward, dense_forward
 from fastperm.kernels.reference.equivariant import equivariant_backward, equivariant_forward
 from fastperm.kernels.reference.fourier_series import fourier_series
 from fastperm.kernels.reference.mean_squared_error import mean_squared_error
+from fastperm.kernels.reference.paths import paths
 from fastperm.kernels.reference.pooling import pooling_backward, pooling_forward
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "equivariant_forward",
     "fourier_series",
     "mean_squared_error",
+    "paths",
     "pooling_backward",
     "pooling_forward",
     "xp",

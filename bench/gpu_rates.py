@@ -1,0 +1,84 @@
+"""The best rates of a GPU, and those of our tile beside cuBLAS; part of `gpu`.
+
+All products are in true float32. Times are those of events on the stream, over launches in a row; the best of several
+rows counts, as everywhere for bare rates.
+"""
+
+import time
+
+import numpy as np
+
+ROWS, ROW_SECONDS, MOST_LAUNCHES = 7, 0.05, 1000
+# Of the layers of a wide network: 256 sets of 512 elements, 512 features.
+PRODUCT = (131072, 512, 512)
+SQUARE, COPY_BYTES = 8192, 2**31
+# Where the program is tried out.
+QUICK_PRODUCT, QUICK_SQUARE, QUICK_COPY_BYTES = (16, 4, 4), 64, 2**20
+
+
+def measure(*, quick=False):
+    """Return copy in bytes/s, products in flop/s and ratios of our products to cuBLAS's of the same shape."""
+    from fastperm.kernels import cuda
+
+    xp = cuda.xp
+    shape = QUICK_PRODUCT if quick else PRODUCT
+    n, size = (QUICK_SQUARE, QUICK_COPY_BYTES) if quick else (SQUARE, COPY_BYTES)
+    return {
+        "method": f"true float32; best of {ROWS} rows of launches of {ROW_SECONDS} s, by events on the stream",
+        "copy": {"best": _copy_rate(xp, size), "size_bytes": size, "counted": "bytes read and bytes written"},
+        "sgemm": {"best": _square_rate(xp, n), "size": n},
+        "products": {"shape": list(shape), "by_way": _product_rates(xp, *shape)},
+    }
+
+
+def _copy_rate(xp, size):
+    source, target = xp.ones(size // 4, np.float32), xp.zeros(size // 4, np.float32)
+    return 2 * size / _least_seconds(lambda: xp.copyto(target, source), xp)
+
+
+def _square_rate(xp, n):
+    a, b, c = _random(xp, (n, n), (n, n), (n, n))
+    return 2 * n**3 / _least_seconds(lambda: xp.matmul(a, b, out=c), xp)
+
+
+def _product_rates(xp, R, K, N):
+    from fastperm.kernels.cuda.product import add_transposed_product, product
+
+    x, W, g, y, dx, dW = _random(xp, (R, K), (K, N), (R, N), (R, N), (R, K), (K, N))
+    ways = {
+        "x W": (lambda: xp.matmul(x, W, out=y), lambda: product(x, W, y)),
+        "g Wᵀ": (lambda: xp.matmul(g, W.T, out=dx), lambda: product(g, W, dx, B_along_k=True)),
+        "xᵀ g": (lambda: xp.matmul(x.T, g, out=dW), lambda: add_transposed_product(x, g, dW)),
+    }
+    rates = {}
+    for way, functions in ways.items():
+        library, ours = (2 * R * K * N / _least_seconds(function, xp) for function in functions)
+        rates[way] = {"cublas": library, "ours": ours, "ratio": ours / library}
+    return rates
+
+
+def _random(xp, *shapes):
+    generator = np.random.default_rng(0)
+    return [xp.asarray(generator.standard_normal(shape, dtype=np.float32)) for shape in shapes]
+
+
+def _least_seconds(function, xp):
+    """Return the least time of a launch."""
+    function()
+    count = max(1, min(MOST_LAUNCHES, int(ROW_SECONDS / max(_row_seconds(function, 1, xp), 1e-9))))
+    return min(_row_seconds(function, count, xp) / count for _ in range(ROWS))
+
+
+def _row_seconds(function, count, xp):
+    if xp is np:
+        start = time.perf_counter()
+        for _ in range(count):
+            function()
+        return time.perf_counter() - start
+    begin, end = xp.cuda.Event(), xp.cuda.Event()
+    begin.record()
+    for _ in range(count):
+        function()
+    end.record()
+    end.synchronize()
+    return xp.cuda.get_elapsed_time(begin, end) / 1e3

@@ -1,0 +1,141 @@
+"""A stand-in for CuPy, as strict as CuPy: its arrays never become NumPy's by themselves, and never mix with them.
+
+Memory is the host's, so that the simulator can run kernels on it. What CuPy leaves as it finds it, `empty`, is all NaN.
+"""
+
+import operator
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+BINARY = ("add", "sub", "mul", "truediv", "and_", "or_", "lt", "le", "gt", "ge", "eq", "ne")
+
+
+class ndarray:  # noqa: N801 (CuPy's name)
+    """An array on the device."""
+
+    device = SimpleNamespace(id=0)
+    __hash__ = None
+
+    def __init__(self, array):
+        self._array = array
+
+    @property
+    def __cuda_array_interface__(self):
+        return self._array.__array_interface__
+
+    def get(self):
+        return self._array.copy()
+
+    def __array__(self, *_, **__):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **settings):
+        return _wrapped(getattr(ufunc, method)(*_on_device(inputs), **settings))
+
+    def __getattr__(self, name):
+        found = getattr(self._array, name)
+        return _function(found) if callable(found) else found
+
+    @property
+    def T(self):  # noqa: N802 (CuPy's name)
+        return ndarray(self._array.T)
+
+    def __len__(self):
+        return len(self._array)
+
+    def __bool__(self):
+        return bool(self._array)
+
+    def __int__(self):
+        return int(self._array)
+
+    def __float__(self):
+        return float(self._array)
+
+    def __format__(self, form):
+        return format(self._array[()], form)
+
+    def __invert__(self):
+        return ndarray(~self._array)
+
+    def __getitem__(self, index):
+        return _wrapped(self._array[_on_device(index)])
+
+    def __setitem__(self, index, value):
+        self._array[_on_device(index)] = _on_device(value)
+
+
+def _operator(name):
+    function = getattr(operator, name)
+    return lambda self, other: _wrapped(function(self._array, _on_device(other)))
+
+
+for _name in BINARY:
+    setattr(ndarray, f"__{_name.rstrip('_')}__", _operator(_name))
+
+
+def _on_device(value):
+    """Return what stands behind an array of the device; one of the host is refused."""
+    if isinstance(value, ndarray):
+        return value._array
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_on_device, value))
+    return value
+
+
+def _wrapped(value):
+    if isinstance(value, (np.ndarray, np.generic)):
+        return ndarray(np.asarray(value))
+    return value
+
+
+def _function(function):
+    return lambda *args, **settings: _wrapped(
+        function(*map(_on_device, args), **{name: _on_device(value) for name, value in settings.items()})
+    )
+
+
+class Cupy(ModuleType):
+    """The module."""
+
+    ndarray = ndarray
+
+    def __init__(self, current=0):
+        super().__init__("cupy")
+        self.cuda = SimpleNamespace(Device=lambda: SimpleNamespace(id=current))
+        self.add = SimpleNamespace(reduceat=_function(np.add.reduceat))
+
+    @staticmethod
+    def asarray(x, dtype=None):
+        """Take an array to the device; one that lies there is itself."""
+        if isinstance(x, ndarray) and (dtype is None or x.dtype == dtype):
+            return x
+        if hasattr(x, "owner"):  # some other library's, on the device
+            return ndarray(x.owner)
+        return ndarray(np.array(x._array if isinstance(x, ndarray) else x, dtype))
+
+    @staticmethod
+    def from_dlpack(x):
+        return ndarray(x.owner)
+
+    @staticmethod
+    def ascontiguousarray(x, dtype=None):
+        wanted = np.ascontiguousarray(x._array, dtype)
+        return x if wanted is x._array else ndarray(wanted)
+
+    @staticmethod
+    def empty(shape, dtype=float):
+        array = np.empty(shape, dtype)
+        array.view(np.uint8).fill(255) if array.ndim else array.fill(-1)
+        return ndarray(array)
+
+    @classmethod
+    def empty_like(cls, array):
+        return cls.empty(array.shape, array.dtype)
+
+    def __getattr__(self, name):
+        found = getattr(np, name)
+        return _function(found) if callable(found) and not isinstance(found, type) else found

@@ -1,0 +1,200 @@
+"""Sets, targets and gradients that lie on the GPU: on one, or in the simulator with a stand-in for CuPy."""
+
+import sys
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import fastperm
+from fastperm.kernels.arrays import on_gpu, on_host
+from fastperm.kernels.cuda import compiling
+from fastperm.losses import mean_squared_error
+
+pytestmark = pytest.mark.cuda
+
+COUNTS = (3, 1, 5)
+
+
+@pytest.fixture
+def cupy(cuda, monkeypatch):
+    """CuPy, and kernels that refuse everything else."""
+    if not compiling.SIMULATED:
+        yield pytest.importorskip("cupy")
+        return
+    module, simulated = fake_cupy.Cupy(), compiling._simulated_argument
+
+    def argument(parameter, value):
+        if isinstance(value, np.ndarray):
+            raise TypeError("expected an array on the GPU, got one of NumPy")
+        return simulated(parameter, value._array if isinstance(value, fake_cupy.ndarray) else value)
+
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(compiling, "_simulated_argument", argument)
+    for name, own in list(sys.modules.items()):
+        if name.startswith("fastperm.kernels.cuda.") and hasattr(own, "xp"):
+            monkeypatch.setattr(own, "xp", lambda: module)
+    yield module
+
+
+@pytest.fixture
+def batch():
+    generator = np.random.default_rng(0)
+    arrays = [generator.standard_normal((count, 2)).astype(np.float32) for count in COUNTS]
+    weights = [generator.uniform(0.1, 1, count) for count in COUNTS]
+    return arrays, weights, generator.standard_normal((3, 2)).astype(np.float32)
+
+
+def network(**settings):
+    return fastperm.DeepSet(2, 4, 2, 2, seed=0, backend="cuda", **settings)
+
+
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, array, how):
+        self.owner = array
+        if how == "dlpack":
+            self.__dlpack_device__ = lambda: (2, 0)
+        else:
+            self.__cuda_array_interface__ = {}
+
+
+@pytest.mark.parametrize("invariance", ["rounding", "bitwise"])
+@pytest.mark.parametrize(("aggregate", "pool"), [("mean", "mean"), ("max", None)], ids=str)
+def test_what_is_given_on_the_gpu_comes_back_there(cupy, batch, aggregate, pool, invariance):
+    arrays, weights, _ = batch
+    results = []
+    for take in (np.asarray, cupy.asarray):
+        net = network(aggregate=aggregate, pool=pool, invariance=invariance)
+        sets = fastperm.Sets.ragged(map(take, arrays), map(take, weights))
+        targets = take(np.ones(net.prediction_shape(sets), np.float32))
+        loss = fastperm.train_step(net, sets, targets, fastperm.Adam())
+        y, saved = net.forward(sets)
+        loss_again, dy = mean_squared_error(y, targets, net.kernels)
+        dx = net.backward(dy, saved)
+        found = (net(sets), y, dy, dx)
+        assert [on_gpu(array) for array in found] == 4 * [take is not np.asarray]
+        results.append([loss, loss_again, *map(on_host, found)])
+    for given, wanted in zip(*results, strict=True):
+        np.testing.assert_array_equal(given, wanted)
+
+
+def test_every_way_to_make_sets(cupy, batch):
+    arrays, weights, _ = batch
+    generator = np.random.default_rng(0)
+    x, mask, w = generator.standard_normal((3, 4, 2)), np.eye(3, 4, dtype=bool), generator.uniform(0.1, 1, (3, 4))
+
+    def ways(take):
+        sets = fastperm.Sets.ragged(map(take, arrays), map(take, weights))
+        yield sets
+        yield fastperm.Sets.dense(take(x), take(w))
+        yield fastperm.Sets.masked(take(x), take(mask))
+        yield fastperm.Sets.mixture(map(take, arrays), map(take, weights))
+        yield fastperm.Sets(take(x[0]), take(np.array([0, 1, 4])), take(w[0]))
+        yield sets[1]
+        yield sets[[2, 0]]
+        yield sets.permute(0)
+        yield sets.astype("float64")
+        yield fastperm.Sets.concatenate([sets, fastperm.Sets.dense(take(x.astype(np.float32)))])
+
+    for found, wanted in zip(ways(cupy.asarray), ways(np.asarray), strict=True):
+        assert on_gpu(found.values)
+        assert not on_gpu(found.offsets)
+        assert repr(found) == repr(wanted)
+        np.testing.assert_array_equal(on_host(found.values), wanted.values)
+        np.testing.assert_array_equal(found.offsets, wanted.offsets)
+        np.testing.assert_allclose(found.totals, wanted.totals, rtol=1e-6)
+        if wanted.weights is not None:
+            np.testing.assert_allclose(on_host(found.weights), wanted.weights, rtol=1e-6)
+
+
+def test_nothing_is_copied_that_need_not_be(cupy, batch):
+    values = cupy.asarray(np.concatenate(batch[0]))
+    sets = fastperm.Sets(values, np.array([0, 3, 4, 9]))
+    assert sets.values is values
+
+
+@pytest.mark.skipif(not compiling.SIMULATED, reason="stands in for other libraries")
+@pytest.mark.parametrize("how", ["dlpack", "cuda_array_interface"])
+def test_arrays_of_other_libraries(cupy, batch, how):
+    sets = fastperm.Sets(Foreign(np.concatenate(batch[0]), how), np.array([0, 3, 4, 9]))
+    assert isinstance(sets.values, cupy.ndarray)
+    np.testing.assert_array_equal(sets.values.get(), np.concatenate(batch[0]))
+
+
+@pytest.mark.skipif(compiling.SIMULATED, reason="needs a GPU")
+def test_tensors_of_pytorch(cupy, batch):
+    torch = pytest.importorskip("torch")
+    tensor = torch.from_numpy(np.concatenate(batch[0])).cuda()
+    sets = fastperm.Sets(tensor, np.array([0, 3, 4, 9]))
+    assert sets.values.data.ptr == tensor.data_ptr()
+    net = network()
+    np.testing.assert_array_equal(net(sets).get(), net(fastperm.Sets(np.concatenate(batch[0]), sets.offsets)))
+
+
+@pytest.mark.skipif(compiling.SIMULATED, reason="needs a GPU")
+def test_the_current_stream_is_taken(cupy, batch):
+    net, values = network(), cupy.asarray(np.concatenate(batch[0]))
+    sets = fastperm.Sets(values, np.array([0, 3, 4, 9]))
+    wanted = net(sets).get()
+    cupy.cuda.Device().synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        found = net(sets)
+        stream.synchronize()
+    np.testing.assert_array_equal(found.get(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ((1, 0), "set 1, element 0: values must be finite in float32, got nan in feature 1"),
+        ((0, 2), "set 0, element 2: values must be finite in float32, got nan in feature 1"),
+    ],
+)
+def test_values_are_checked_on_the_gpu(cupy, batch, where, message):
+    batch[0][where[0]][where[1], 1] = np.nan
+    with pytest.raises(ValueError, match=message):
+        fastperm.Sets.ragged(map(cupy.asarray, batch[0]))
+
+
+def test_weights_are_checked_on_the_gpu(cupy, batch):
+    values = cupy.asarray(np.concatenate(batch[0]))
+    weights = np.ones(9, np.float32)
+    weights[3] = -1
+    with pytest.raises(ValueError, match=r"set 1, element 0: weights must be finite .* and non-negative, got -1.0"):
+        fastperm.Sets(values, [0, 3, 4, 9], cupy.asarray(weights))
+    weights[3] = 0
+    with pytest.raises(ValueError, match="set 1: weights must have a positive sum"):
+        fastperm.Sets(values, [0, 3, 4, 9], cupy.asarray(weights))
+
+
+def test_places_that_do_not_go_together_are_refused(cupy, batch):
+    arrays, _, targets = batch
+    values = cupy.asarray(np.concatenate(arrays))
+    with pytest.raises(TypeError, match="weights lies on the host and values on a GPU; give both in one place"):
+        fastperm.Sets(values, [0, 9], np.ones(9))
+    with pytest.raises(TypeError, match="set 1 lies on the host and set 0 on a GPU"):
+        fastperm.Sets.ragged([cupy.asarray(arrays[0]), arrays[1]])
+    host = fastperm.DeepSet(2, 4, 2, 2, seed=0, backend="reference")
+    with pytest.raises(TypeError, match="values lies on a GPU, and the backend 'reference' computes on the host"):
+        host(fastperm.Sets(values, [0, 9]))
+    with pytest.raises(TypeError, match="targets lies on a GPU, and the backend 'reference' computes"):
+        fastperm.train_step(host, arrays, cupy.asarray(targets), fastperm.Adam())
+    with pytest.raises(TypeError, match="chunk 0 lies on a GPU, expected an array of the host"):
+        network().predict_stream(lambda: [values])
+    if compiling.SIMULATED:
+        cupy.cuda.Device = lambda: type("Device", (), {"id": 1})
+        with pytest.raises(ValueError, match="values lies on GPU 0, and the current one is GPU 1; make the other"):
+            fastperm.Sets(values, [0, 9])
+
+
+def test_targets_of_a_validation_on_the_gpu(cupy, batch):
+    arrays, _, targets = batch
+
+    class Task:
+        def sample(self, batch, generator):
+            return fastperm.Sets.ragged(map(cupy.asarray, arrays)), cupy.asarray(targets)
+
+    history = fastperm.train(network(), Task(), steps=1, batch=3, progress=False, validate=3)
+    assert np.isfinite(history["validation_loss"]).all()

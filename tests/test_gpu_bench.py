@@ -1,0 +1,154 @@
+"""The program that `make gpu` runs, on a machine without a GPU: its parts, its limits of time, and what it leaves."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# As in test_rivals.
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+
+import blocks
+import gpu
+import results
+from contenders import OURS_ON_GPU, Case
+from gpu_worker import GpuWorker
+from worker import NotMeasuredError
+
+BENCH = Path(gpu.__file__).parent
+TINY = Case(width=1, depth=1, set_size=3, batch=1)
+
+
+def run_dry(out, *parts):
+    command = [sys.executable, BENCH / "gpu.py", "--dry-run", "--out", out, "--parts", *parts]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_from_parts_to_a_table(tmp_path):
+    out = tmp_path / "gpu.json"
+    ran = run_dry(out, "kernels", "errors", "memcheck", "rates", "benchmark")
+    assert ran.returncode == 0, ran.stdout
+    found = results.load(out)
+    assert {name: part["status"] for name, part in found["parts"].items()} == {
+        **dict.fromkeys(("kernels", "memcheck"), "not run"),
+        **dict.fromkeys(("errors", "rates", "benchmark"), "passed"),
+    }
+    assert [case["width"] for case in found["cases"]] == [1, 4]
+    for case in found["cases"]:
+        for task in ("step", "predict"):
+            contenders = case[task]["contenders"]
+            assert contenders[OURS_ON_GPU]["ratio"]["median"] == 1
+            assert case[task]["fastest_framework"]["name"] in contenders
+    assert found["errors"][0]["errors"][OURS_ON_GPU]["prediction"] < 1e-6
+    table = blocks.gpu({found["benchmark"]: found})
+    assert table in ran.stdout
+    assert "| 4 \N{MULTIPLICATION SIGN} 1 | " in table
+    assert "| benchmark | passed | " in table
+    assert table.endswith("not a result.**")
+
+    # A run of one part leaves what the others have found.
+    assert run_dry(out, "memcheck").returncode == 0
+    assert results.load(out)["cases"] == found["cases"]
+
+
+def test_a_part_that_fails_or_hangs_stops_none_after_it(tmp_path, monkeypatch, capfd):
+    scripts = {
+        "kernels": "import sys; sys.exit('out of luck')",
+        "correctness": "import time; print('begins'); time.sleep(60)",
+        "rates": "print('fine')",
+    }
+    monkeypatch.setattr(gpu, "command", lambda part, *_: [sys.executable, "-c", scripts[part]])
+    monkeypatch.setattr(gpu, "LEAST_SECONDS", 1)
+    monkeypatch.setitem(gpu.LIMITS, "correctness", 2)
+    out = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(out), "--parts", *scripts])
+    monkeypatch.setattr(gpu, "_gpu_name", lambda: ("NVIDIA Test", "580"))
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 1
+    parts = results.load(out)["parts"]
+    assert {name: part["status"] for name, part in parts.items()} == {
+        "kernels": "failed with status 1",
+        "correctness": "stopped after 2 s",
+        "rates": "passed",
+    }
+    assert parts["kernels"]["says"] == "out of luck"
+    assert parts["correctness"]["says"] == "begins"
+    assert "**NVIDIA Test**" in capfd.readouterr().out
+
+
+def test_no_part_begins_without_time(tmp_path, monkeypatch):
+    out = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(out), "--parts", "rates", "--seconds", "1"])
+    gpu.main()
+    assert results.load(out)["parts"]["rates"] == {"status": "not run", "seconds": 0.0, "says": "no time was left"}
+
+
+def test_a_contender_that_takes_too_long_is_ended(monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text("import subprocess, time\nsubprocess.Popen(['sleep', '60'])\ntime.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with GpuWorker("torch-eager") as worker:
+        worker.ask(TINY)
+        start = time.monotonic()
+        with pytest.raises(NotMeasuredError, match="it took longer than 1 s"):
+            worker.answer(1)
+        assert time.monotonic() - start < 10
+        assert worker.failed
+
+
+@pytest.mark.parametrize(
+    ("module", "reason", "failed"),
+    [
+        ("raise ImportError('no torch here')", "not installed \\(no torch here\\)", False),
+        ("raise ValueError('broken\\nand more')", "ValueError: broken$", True),
+        ("import os; os.write(2, b'out of luck'); os._exit(3)", "status 3: out of luck$", True),
+    ],
+)
+def test_a_contender_that_cannot_be_measured_gives_its_reason(module, reason, failed, monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with GpuWorker("torch-eager") as worker:
+        worker.ask(TINY)
+        with pytest.raises(NotMeasuredError, match=reason):
+            worker.answer(60)
+        assert worker.failed == failed
+
+
+def test_one_process_serves_case_after_case():
+    with GpuWorker("fastperm-reference") as worker:
+        for width in (1, 3):
+            worker.ask(TINY._replace(width=width))
+            assert worker.answer(60)["parameters"] == TINY._replace(width=width).network().n_parameters
+            assert 0 < worker.run("step") < 60
+
+
+@pytest.mark.parametrize("where", ["bin", "compute-sanitizer"])
+def test_the_sanitizer_is_found_in_the_toolkit(where, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    tool = tmp_path / "cuda" / where / "compute-sanitizer"
+    tool.parent.mkdir(parents=True)
+    tool.touch(0o755)
+    assert gpu._sanitizer() == str(tool)
+
+
+def test_every_kernel_is_under_the_sanitizer():
+    # Nothing is computed: that takes minutes in the simulator, and what is launched does not depend on it.
+    script = """
+import numpy as np
+from fastperm.kernels.cuda import compiling
+np.empty = np.zeros
+compiling.Kernel.__call__ = lambda *launch: None
+import gpu_small
+print(gpu_small.run())
+"""
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(BENCH)}
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_without_a_result_the_table_says_so():
+    assert blocks.gpu({"networks": {}}) == "No results of a GPU are there yet: not measured."

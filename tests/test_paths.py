@@ -1,0 +1,46 @@
+"""`explain`: what it says is what the kernels do."""
+
+import numpy as np
+import pytest
+
+import fastperm
+from fastperm.kernels import cuda
+from fastperm.kernels.cpu import deep_set, workers
+
+
+def network(backend, width=8):
+    return fastperm.DeepSet(2, width, 2, 3, backend=backend, seed=0)
+
+
+@pytest.mark.parametrize("numbers", [80, 800], ids=lambda n: f"{n}numbers")
+def test_large_sets_take_the_path_that_is_said(numbers, monkeypatch):
+    for name, value in (("LARGE_ELEMENTS", 5), ("LARGE_NUMBERS", numbers), ("LARGE_PART", 4)):
+        monkeypatch.setattr(workers, name, value)
+    taken = []
+    monkeypatch.setattr(deep_set, "large_set_forward", lambda x, *_, **__: taken.append(len(x)))
+    net, counts = network("cpu"), (3, 30, 2, 11, 1)
+    sets = fastperm.Sets.ragged([np.ones((count, 2)) for count in counts])
+    net(sets)
+    found = {path.name: path.sets for path in fastperm.explain(net, sets).paths}
+    assert [counts[s] for s in found.get("chunked", ())] == taken == ([30] if numbers == 80 else [])
+    assert sorted(s for own in found.values() for s in own) == [0, 1, 2, 3, 4]
+
+
+def test_it_says_why():
+    said = str(fastperm.explain(network("cpu", 64), np.zeros((2, 10, 2))))
+    assert said == (
+        "backend cpu\n  set-resident: 2 sets, fewer than 10,000 elements, the largest of 4,096, 640,000 / 64 (the "
+        "width) and 1/8 of the 20 elements of the batch: one worker takes a set through all layers in its cache"
+    )
+    assert "layer by layer: 1 set, NumPy" in str(fastperm.explain(network("reference"), np.zeros((1, 10, 2))))
+
+
+def test_cuda_names_the_tiles_of_the_widths():
+    ((name, sets, why),) = cuda.paths(np.array([0, 3, 5]), (2, 64, 16, 4))
+    assert (name, sets.tolist()) == ("fused tiles", [0, 1])
+    assert "64 columns: 128 \N{MULTIPLICATION SIGN} 64, 16 columns: 128 \N{MULTIPLICATION SIGN} 32" in why
+
+
+def test_malformed_sets_are_refused():
+    with pytest.raises(ValueError, match="expected K=2 features"):
+        fastperm.explain(network("reference"), np.zeros((1, 10, 3)))
