@@ -23,8 +23,8 @@ def paths(
     large, least = workers.large_sets(offsets, width), workers.least_large(offsets, width)
     small = np.setdiff1d(np.arange(len(offsets) - 1), large)
     rule = (
-        f"than {least:,} elements, the largest of {workers.LARGE_ELEMENTS:,}, {workers.LARGE_NUMBERS:,} / {width} (the width) and 1/"
-        f"{workers.LARGE_PART} of the {offsets[-1]:,} elements of the batch"
+        f"than {least:,} elements, the largest of {workers.LARGE_ELEMENTS:,}, {workers.LARGE_NUMBERS:,} / {width} (the "
+        f"width) and 1/{workers.LARGE_PART} of the {offsets[-1]:,} elements of the batch"
     )
     found = []
     if small.size:
