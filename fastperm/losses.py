@@ -38,9 +38,8 @@ def mean_squared_error(y, targets, kernels):
 
 def as_targets(targets, shape, dtype, name="targets"):
     """Return ``targets`` as a contiguous array of this shape and dtype, or say what came instead."""
-    array = check_real(
-        targets, name, dtype, gpu=True
-    )  # one too large for the dtype becomes infinite, and the loss says so
+    # One too large for the dtype becomes infinite, and the loss says so.
+    array = check_real(targets, name, dtype, gpu=True)
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape} (as the prediction), got {array.shape}")
     return array

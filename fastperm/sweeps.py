@@ -249,6 +249,8 @@ def complete(given, tests):
         raise ValueError(f"unknown setting {', '.join(map(repr, unknown))}; expected some of {', '.join(SETTINGS)}")
     try:
         settings = {**SETTINGS, **given}
+        if "depth" not in given and isinstance(settings["width"], list | tuple):
+            settings["depth"] = len(settings["width"])
         network = _of(_NETWORK, settings)
         task = _task(settings)
         settings |= task.config() | _network_config(json.dumps([task.in_features, task.out_features, network]))
@@ -344,7 +346,7 @@ def run_cell(folder, settings, tests, backend, threads, every):
         }
     with replacing(run.folder / _CELL) as temporary:
         temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
-    run.checkpoint.unlink()  # three times as large as the model, and of no use any more
+    run.checkpoint.unlink(missing_ok=True)  # three times as large as the model, and of no use any more
 
 
 def _test(net, settings, test):

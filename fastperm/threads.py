@@ -55,9 +55,12 @@ def limited_threads(threads):
         return
     from threadpoolctl import threadpool_limits
 
+    from fastperm.kernels.cpu import workers
+
+    before = workers._num_threads  # None where nobody has set a number
     set_num_threads(threads)
     try:
         with threadpool_limits(threads):
             yield
     finally:
-        set_num_threads(None)
+        set_num_threads(before)

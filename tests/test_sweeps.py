@@ -370,3 +370,10 @@ def test_a_dask_scheduler_and_a_worker_of_their_own(swept, tmp_path):
         for process in started[::-1]:
             process.terminate()
             process.communicate(timeout=30)
+
+
+def test_widths_of_each_layer_say_the_depth():
+    settings, _ = sweeps.complete({"width": [64, 32, 8]}, sweeps.Tests())
+    assert (settings["width"], settings["depth"]) == ([64, 32, 8], 3)
+    with pytest.raises(ValueError, match="one entry for each of the 2 layers"):
+        sweeps.complete({"width": [64, 32, 8], "depth": 2}, sweeps.Tests())

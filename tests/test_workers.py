@@ -9,6 +9,7 @@ from cases import LARGE_COUNTS, split_large_sets
 
 import fastperm
 from fastperm.kernels.cpu import workers
+from fastperm.threads import limited_threads
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +167,10 @@ def test_the_environment_variable_counts(monkeypatch):
     assert workers.get_num_threads() == 3
     workers.set_num_threads(2)
     assert workers.get_num_threads() == 2
+
+
+def test_a_limit_of_threads_ends_with_the_number_before_it():
+    workers.set_num_threads(3)
+    with limited_threads(1):
+        assert workers.get_num_threads() == 1
+    assert workers.get_num_threads() == 3
