@@ -16,6 +16,7 @@ from fastperm.cli.options import (
     Several,
     backend_option,
     limited_threads,
+    progress_option,
     run_argument,
     threads_option,
     usage_errors,
@@ -55,7 +56,7 @@ _EXPECTED = "(expected)"
     help=f"Estimators to show beside the network: {', '.join(BASELINES)}.",
 )
 @click.option("--picture", type=click.Path(dir_okay=False), help="Draw the errors to this PNG file, too.")
-@click.option("--progress/--no-progress", default=None, help="Progress bar.  [default: on a terminal]")
+@progress_option
 @backend_option
 @threads_option
 @click.pass_context
@@ -92,8 +93,7 @@ def evaluate(ctx, run, sets, seed, set_size, k_max, csv_path, baselines, picture
                 task = fastperm.PowerSpectrum.from_config(
                     {**trained.config(), "k_max": highest, "set_size": size}, backend=task_backend(backend)
                 )
-            bar = sys.stderr.isatty() if progress is None else progress
-            results.append((task, estimation.compare(net, task, shown, sets=sets, seed=seed, progress=bar)))
+            results.append((task, estimation.compare(net, task, shown, sets=sets, seed=seed, progress=progress)))
     if csv_path == "-":
         _write_csv(sys.stdout, results, "\n")
     else:

@@ -1,11 +1,9 @@
 """``fastperm figures``."""
 
-import sys
-
 import click
 
-from fastperm.cli.options import NO_PICTURE, Names, backend_option
-from fastperm.cli.sweep import executor_options, report_failures
+from fastperm.cli.options import NO_PICTURE, Names
+from fastperm.cli.sweep import executor_options, report_failures, to_be_continued
 
 FIGURES = ("1", "2", "3", "4", "5")
 SCALES = ("small", "laptop", "paper")
@@ -23,10 +21,9 @@ NETWORKS = ("plain",)
 @click.option("--out", type=click.Path(file_okay=False), default="runs/figures", help="Folder of the results.")
 @click.option("--networks", type=Names(NETWORKS), help=f"Some of {', '.join(NETWORKS)}.  [default: all]")
 @click.option("--draw-only", is_flag=True, help="Draw from the CSV files in the folder, and compute nothing.")
-@backend_option
 @executor_options
 @click.pass_context
-def figures(ctx, numbers, scale, out, networks, draw_only, executor, workers, threads, every, progress, backend):
+def figures(ctx, numbers, scale, out, networks, draw_only, **where):
     """Compute and draw the figures of the paper, all or some of them.
 
     \b
@@ -45,19 +42,8 @@ def figures(ctx, numbers, scale, out, networks, draw_only, executor, workers, th
     failures: dict = {}
     for number in map(int, dict.fromkeys(numbers or FIGURES)):
         if not draw_only:
-            try:
-                failures |= paper.run(
-                    *(number, scale, out),
-                    networks=networks,
-                    executor=executor,
-                    workers=workers,
-                    threads=threads,
-                    every=every,
-                    backend=backend,
-                    progress=sys.stderr.isatty() if progress is None else progress,
-                )
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt("Stopped. The same command goes on from here.") from None
+            with to_be_continued():
+                failures |= paper.run(number, scale, out, networks=networks, **where)
         if pictures.available():
             click.echo(f"Drew {paper_figures.draw(number, out)}")
         elif draw_only:

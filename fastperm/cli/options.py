@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 
 import click
 
@@ -102,6 +103,16 @@ def threads_option(function):
         type=click.IntRange(min=1),
         metavar="N",
         help="Threads to compute with.  [default: all cores, or FASTPERM_NUM_THREADS]",
+    )(function)
+
+
+def progress_option(function):
+    """Add ``--progress`` and ``--no-progress``."""
+    return click.option(
+        "--progress/--no-progress",
+        default=None,
+        callback=lambda ctx, param, value: sys.stderr.isatty() if value is None else value,
+        help="Progress bar.  [default: on a terminal]",
     )(function)
 
 

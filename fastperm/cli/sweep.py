@@ -1,12 +1,13 @@
 """``fastperm sweep``."""
 
+import contextlib
 import sys
 import tomllib
 from pathlib import Path
 
 import click
 
-from fastperm.cli.options import Range, Several, backend_option, usage_errors
+from fastperm.cli.options import Range, Several, backend_option, progress_option, usage_errors
 from fastperm.cli.tables import column, table
 
 # Settings that the help explains by those of `fastperm train`.
@@ -17,7 +18,7 @@ _natural = click.IntRange(min=0)
 
 
 def executor_options(function):
-    """Add ``--executor``, ``--workers``, ``--threads``, ``--every`` and ``--progress``."""
+    """Add ``--executor``, ``--workers``, ``--threads``, ``--every``, ``--progress`` and ``--backend``."""
     options = (
         click.option(
             "--executor",
@@ -35,7 +36,8 @@ def executor_options(function):
             help="Threads of each process.  [default: the cores, shared out; 1 with mpi and dask]",
         ),
         click.option("--every", type=_positive, metavar="N", default=100, help="Steps between checkpoints."),
-        click.option("--progress/--no-progress", default=None, help="Progress bar.  [default: on a terminal]"),
+        progress_option,
+        backend_option,
     )
     for option in reversed(options):
         function = option(function)
@@ -53,10 +55,9 @@ def executor_options(function):
 @click.option("--test-seed", type=_natural, metavar="N", help="What these are drawn from.  [default: 0]")
 @click.option("--test-set-size", type=Several(Range()), help="Samples of each.  [default: as in training]")
 @click.option("--test-k-max", type=Several(_positive), help="Highest frequency in them.  [default: as in training]")
-@backend_option
 @executor_options
 @click.pass_context
-def sweep(ctx, settings, out, grid, table_path, executor, workers, threads, every, progress, backend, **tests):
+def sweep(ctx, settings, out, grid, table_path, test_sets, test_seed, test_set_size, test_k_max, **where):
     """Train and test networks over a grid of settings and seeds.
 
     Settings are those of `fastperm train`, with _ for -, each with one or several values: 16,32, or 0..4 for
@@ -87,25 +88,15 @@ def sweep(ctx, settings, out, grid, table_path, executor, workers, threads, ever
     chosen, tested = _read_grid(grid) if grid else ({}, {})
     with usage_errors():
         chosen |= _parse(settings)
-    tested |= {name.removeprefix("test_"): value for name, value in tests.items() if value is not None}
+    tests = {"sets": test_sets, "seed": test_seed, "set_size": test_set_size, "k_max": test_k_max}
+    tested |= {name: value for name, value in tests.items() if value is not None}
     if not chosen:
         if table_path is None:
             raise click.UsageError(f"expected settings such as {_EXAMPLE}, or --grid, or --table for what is there")
         cells, failures = sweeps.read(out), {}
     else:
-        try:
-            cells, failures = sweeps.run(
-                *(chosen, out),
-                tests=_tests(tested),
-                executor=executor,
-                workers=workers,
-                threads=threads,
-                backend=backend,
-                every=every,
-                progress=sys.stderr.isatty() if progress is None else progress,
-            )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("Stopped. The same command goes on from here.") from None
+        with to_be_continued():
+            cells, failures = sweeps.run(chosen, out, tests=_tests(tested), **where)
     if table_path == "-":
         sweeps.write_table(sys.stdout, cells)
     else:
@@ -114,6 +105,15 @@ def sweep(ctx, settings, out, grid, table_path, executor, workers, threads, ever
             sweeps.write_table(table_path, cells)
             click.echo(f"\nWrote {table_path}")
     report_failures(ctx, failures)
+
+
+@contextlib.contextmanager
+def to_be_continued():
+    """Say after Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Stopped. The same command goes on from here.") from None
 
 
 def report_failures(ctx, failures):

@@ -16,6 +16,7 @@ from fastperm.cli.options import (
     backend_option,
     limited_threads,
     message,
+    progress_option,
     threads_option,
     usage_errors,
 )
@@ -92,7 +93,7 @@ _positive = click.IntRange(min=1)
     "--validate", type=click.IntRange(min=0), metavar="N", default=256, help="Functions to validate on; 0 for none."
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, to the same bits as in one go.")
-@click.option("--progress/--no-progress", default=None, help="Progress bar.  [default: on a terminal]")
+@progress_option
 @threads_option
 @click.pass_context
 def train(ctx, out, resume, progress, threads, **options):
@@ -186,8 +187,6 @@ def _shown(name, value):
 
 
 def _train(run, task, net, optimizer, training, progress):
-    import sys
-
     import numpy as np
 
     import fastperm
@@ -204,7 +203,7 @@ def _train(run, task, net, optimizer, training, progress):
                 checkpoint=run.checkpoint,
                 history=run.history,
                 resume=True,
-                progress=sys.stderr.isatty() if progress is None else progress,
+                progress=progress,
                 validate=training["validate"] or None,
                 report=_reporter(task),
             )

@@ -89,5 +89,5 @@ def _cell(value, low, scale, last):
     """Return the cell of a value; those beyond the grid, or not a number where the range overflows, go to its edges."""
     place = (value - low) * scale
     # One instruction each, as comparisons in this direction.
-    place = place if place > 0 else last * 0
+    place = place if place > 0 else last - last
     return int(place if place < last else last)
