@@ -77,6 +77,10 @@ class Adam:
         ValueError
             If names, shapes or dtypes do not match. Whatever is wrong is found before anything has changed.
         """
+        self._step(parameters, gradients)
+
+    def _step(self, parameters, gradients, **settings):
+        """Do what `step` does, with settings of `adam_step` that only some backends know."""
         kernels = getattr(parameters, "kernels", None) or backends.get(backends.for_numpy("auto"))
         if not _alike(parameters, gradients, *self._moments):
             self._check(parameters, gradients)
@@ -85,7 +89,8 @@ class Adam:
         together = (gradients, parameters, *self._moments)
         flat = _alike(*together)
         for g, p, m, v in [[of.flat for of in together]] if flat else _by_name(*together):
-            kernels.adam_step(g, *(self.learning_rate, self.beta1, self.beta2, self.epsilon, self.steps), p=p, m=m, v=v)
+            constants = (self.learning_rate, self.beta1, self.beta2, self.epsilon, self.steps)
+            kernels.adam_step(g, *constants, p=p, m=m, v=v, **settings)
 
     def state(self):
         """Return the state as NumPy arrays: ``steps``, and ``first.NAME`` and ``second.NAME`` for every parameter."""

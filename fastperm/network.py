@@ -299,6 +299,10 @@ class DeepSet:
         MemoryError
             If not even one set fits in memory. A batch that does not fit is taken in halves.
         """
+        return float(self._loss_and_gradients(sets, targets))
+
+    def _loss_and_gradients(self, sets, targets):
+        """Do the same, but return the loss of the cuda backend as an array on the GPU, for which nobody has waited."""
         sets = self.as_sets(sets)
         targets = as_targets(targets, self.prediction_shape(sets), self.dtype)
         return self._step(sets, check_kernels(targets, "targets", self.kernels))
@@ -392,7 +396,7 @@ class DeepSet:
         for half in _halves(given):
             rows = half if self.pool is not None else slice(*given.offsets[[half.start, half.stop]])
             part = targets[rows]
-            loss += self._step(given[half], part) * (part.size / targets.size)
+            loss += float(self._step(given[half], part)) * (part.size / targets.size)
             total += self.gradients.flat * self.dtype.type(part.size / targets.size)
         self.gradients.flat[:] = total
         return loss
@@ -428,7 +432,7 @@ class DeepSet:
         check_device(self.parameters.flat, "the network")
         weights = None if sets.weights is None else check_kernels(sets.weights, "weights", self.kernels)
         values = check_kernels(sets.values, "values", self.kernels)
-        sets = Sets._trusted(values, self.kernels.xp.asarray(sets.offsets), weights)
+        sets = Sets._trusted(values, sets.offsets, weights)
         if self.invariance == "rounding":
             return sets, None
         order = self.kernels.xp.empty(sets.n_elements, np.int64)

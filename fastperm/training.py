@@ -16,7 +16,7 @@ from fastperm.adam import Adam
 from fastperm.checkpoints import COLUMNS, load_checkpoint, save_checkpoint
 from fastperm.checks import check_integer
 from fastperm.files import replacing
-from fastperm.kernels.arrays import on_host
+from fastperm.kernels.arrays import on_gpu, on_host
 from fastperm.losses import as_targets
 
 # Streams of random numbers that a run draws from; SeedSequence keeps them apart.
@@ -49,10 +49,17 @@ def train_step(net, sets, targets, optimizer):
     ValueError
         If sets or targets have the wrong shape.
     """
-    loss = net.loss_and_gradients(sets, targets)
+    loss = net._loss_and_gradients(sets, targets)
+    waiting = on_gpu(loss)
+    if waiting:  # the GPU goes on with the step and looks at the loss itself
+        optimizer._step(net.parameters, net.gradients, loss=loss)
+    loss = float(loss)
     if not np.isfinite(loss):
+        if waiting:
+            optimizer.steps -= 1
         raise FloatingPointError(f"the loss is {loss}")
-    optimizer.step(net.parameters, net.gradients)
+    if not waiting:
+        optimizer.step(net.parameters, net.gradients)
     return loss
 
 

@@ -68,6 +68,7 @@ def cuda():
         def __init__(self, size):
             super().__init__(size)
             self._allocations = _OnceForAll()
+            self._dynshared[:] = -1  # NaN, as four bytes of a float
 
     # The simulator has a Python thread for each of a block, and one that watches them without pause: let it be short.
     interval = sys.getswitchinterval()

@@ -16,6 +16,7 @@ import fastperm
 from fastperm.kernels import reference
 from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda import compiling
+from fastperm.kernels.reference.deep_set import split_parameters
 
 pytestmark = pytest.mark.cuda
 
@@ -88,10 +89,10 @@ def test_equivariant_without_relu_and_without_gradient_of_the_input(cuda):
 def test_a_tile_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
     from fastperm.kernels.cuda import pooling, product
 
-    for module, name, value in ((product, "INNER", 16), (product, "PARTIAL_ROWS", 32), (pooling, "PARTIAL_ROWS", 32)):
+    for module, name, value in ((product, "LIBRARY", 99), (product, "PARTIAL_ROWS", 32), (pooling, "PARTIAL_ROWS", 32)):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(compiling, "KERNELS", {})
-    tile = product.Tile(16, 8, 2, 2)
+    tile = product.Tile(16, 8, 2, 2, 16)
     assert (tile.threads, tile.rows, tile.columns) == (128, 128, 64)
     kernels = {
         "plain": product._make("plain", tile, True, False),
@@ -100,6 +101,7 @@ def test_a_tile_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
     }
     monkeypatch.setattr(product, "PRODUCTS", {1 << 62: (tile, kernels)})
     monkeypatch.setattr(product, "LEAST_ROWS", 40)
+    monkeypatch.setattr(product, "LIBRARY_TRANSPOSED", 99)
     case = Case((50, 1, 29), 18, 36, weighted=True)
     sets = np.repeat(np.arange(3, dtype=np.int32), case.counts)
     x, W, c, weights = float32(case.x, case.W_self, case.dy[:3], case.weights)
@@ -272,9 +274,72 @@ def test_deep_set(cuda, widths, counts, aggregate, pool, weighted):
         y, gradients = poisoned(shape, dtype), np.full(flat.shape, 0.5, dtype)
         batch, how = (x, case.offsets, weights), (parameters, widths, aggregate, pool)
         kernels.deep_set_forward(*batch, *how, y=y)
-        loss = kernels.deep_set_step(*batch, targets_, *how, gradients=gradients)
-        assert isinstance(loss, float)
+        loss = float(kernels.deep_set_step(*batch, targets_, *how, gradients=gradients))
         results.append((y, gradients, [loss]))
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= 2 * TOLERANCE
+
+
+def smallest_input(x, offsets, weights, flat, widths, aggregate):
+    """Return the smallest |z| of all units, in float64."""
+    layers, _ = split_parameters(flat, widths)
+    smallest = np.inf
+    for W_self, W_pool, b in layers:
+        m = np.empty((len(offsets) - 1, x.shape[1]))
+        reference.pooling_forward(x, offsets, weights, aggregate, p=m)
+        z = x @ W_self + np.repeat(m @ W_pool + b, np.diff(offsets), axis=0)
+        smallest, x = min(smallest, np.abs(z).min()), np.maximum(z, 0)
+    return smallest
+
+
+# For every layout of `resident`: more sets than blocks, one element, ends within strips and stages, odd widths.
+RESIDENT = (
+    (
+        ((3, 4, 4, 2), (7, 1, 35, 16, 9)),
+        ((1, 3, 1), (5,)),
+        ((3, 5, 8, 7, 2), (1, 33, 6, 16, 2)),
+        ((9, 8, 3, 8), (17, 40)),
+        ((2, 13, 16, 11, 3), (21, 1, 70)),
+    )
+    if compiling.SIMULATED
+    else (
+        ((3, 16, 16, 2), (7, 1, 350, 64, 129)),
+        ((1, 3, 1), (5,) * 300),
+        ((3, 31, 17, 5), (1, 33, 600, 128)),
+        ((9, 32, 32, 32, 8), (512, 400)),
+        ((2, 64, 33, 64, 3), (512, 1, 37)),
+        ((2, 64, 64, 64, 64, 4), (512, 333)),
+        ((50, 40, 64), (9,) * 280),
+    )
+)
+
+
+@WEIGHTED
+@pytest.mark.parametrize(("aggregate", "pool"), [("mean", "sum"), ("sum", "mean")], ids=str)
+@pytest.mark.parametrize(("widths", "counts"), RESIDENT, ids=str)
+def test_resident(cuda, widths, counts, aggregate, pool, weighted, monkeypatch):
+    from fastperm.kernels.cuda import resident
+
+    # A unit that is on for one computation and off for the other says nothing about sums.
+    for seed in range(SEED, SEED + 100):
+        case, flat = Case(counts, widths[0], 1, weighted, seed=seed), network(widths, seed)
+        if "sum" in (aggregate, pool):
+            case.weights = case.w / max(counts) if weighted else None
+            flat = flat if weighted else flat / max(counts) ** 0.25
+        if smallest_input(case.x, case.offsets, case.weights, flat, widths, aggregate) > 4e-6:
+            break
+    targets = np.random.default_rng(SEED + 4).standard_normal((case.S, widths[-1]))
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        x, weights, parameters, targets_ = as_dtype(dtype, case.x, case.weights, flat, targets)
+        y, gradients = poisoned(targets.shape, dtype), np.full(flat.shape, 0.5, dtype)
+        batch, how = (x, case.offsets, weights), (parameters, widths, aggregate, pool)
+        if kernels is cuda:
+            monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
+            assert isinstance(resident.layout_for(case.offsets, widths, aggregate, pool), resident.Layout)
+        kernels.deep_set_forward(*batch, *how, y=y)
+        loss = float(kernels.deep_set_step(*batch, targets_, *how, gradients=gradients))
+        results.append((y, gradients - 0.5, [loss]))
     for found, wanted in zip(*results, strict=True):
         assert error(found, wanted) <= 2 * TOLERANCE
 
@@ -285,7 +350,26 @@ def test_a_loss_that_is_not_finite_is_returned(cuda):
     loss = cuda.deep_set_step(
         *float32(case.x), case.offsets, None, targets, flat, widths, "mean", "mean", gradients=np.zeros_like(flat)
     )
-    assert np.isnan(loss)
+    assert np.isnan(float(loss))
+
+
+def test_adam_does_nothing_after_a_loss_that_is_not_finite(cuda):
+    for loss, moved in ((np.nan, False), (np.inf, False), (1.0, True)):
+        p, m, v = float32(*np.ones((3, 5)))
+        cuda.adam_step(*float32(np.ones(5)), 1e-2, 0.9, 0.999, 1e-7, 1, p=p, m=m, v=v, loss=np.array(loss))
+        assert [np.array_equal(array, np.ones(5)) for array in (p, v)] == [not moved] * 2
+
+
+def test_a_failed_step_leaves_everything_as_it_was(cuda):
+    net, optimizer = fastperm.DeepSet(2, 4, 1, 1, seed=0, backend="cuda"), fastperm.Adam()
+    x = np.random.default_rng(SEED).standard_normal((2, 3, 2))
+    fastperm.train_step(net, x, np.ones((2, 1)), optimizer)
+    before = [on_host(net.parameters.flat).copy(), *(array.copy() for array in optimizer.state().values())]
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        fastperm.train_step(net, x, np.full((2, 1), np.nan), optimizer)
+    after = [on_host(net.parameters.flat), *optimizer.state().values()]
+    for array, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(array, other)
 
 
 @WEIGHTED

@@ -6,6 +6,7 @@ import pytest
 import fastperm
 from fastperm.kernels import cuda
 from fastperm.kernels.cpu import deep_set, workers
+from fastperm.kernels.cuda import resident
 
 
 def network(backend, width=8):
@@ -36,9 +37,26 @@ def test_it_says_why():
 
 
 def test_cuda_names_the_tiles_of_the_widths():
-    ((name, sets, why),) = cuda.paths(np.array([0, 3, 5]), (2, 64, 16, 4))
+    ((name, sets, why),) = cuda.paths(np.array([0, 3, 5]), (2, 64, 16, 4), "max", "mean")
     assert (name, sets.tolist()) == ("fused tiles", [0, 1])
-    assert "64 columns: 128 \N{MULTIPLICATION SIGN} 64, 16 columns: 128 \N{MULTIPLICATION SIGN} 32" in why
+    assert why.startswith("only mean and sum are pooled on chip: ")
+    assert "64 columns: tiles of 128 \N{MULTIPLICATION SIGN} 64, 16 columns: tiles of 128" in why
+    ((name, _, why),) = cuda.paths(np.array([0, 300, 500]), (2, 512, 512, 4), "mean", "mean")
+    assert name == "fused tiles"
+    assert why.startswith("a width of 512 is more than 64: ")
+    assert "512 columns: NVIDIA's library" in why
+    ((name, _, why),) = cuda.paths(np.array([0, 3, 5]), (2, 64, 4), "mean", "mean")
+    assert "sets of 2.5 elements, on average, are fewer than 32" in why
+
+
+def test_cuda_says_what_fits_on_chip(monkeypatch):
+    monkeypatch.setattr(resident, "most_shared_memory", lambda: 232448)  # of an H100
+    ((name, sets, why),) = cuda.paths(np.array([0, 512, 600]), (2, 64, 16, 4), "mean", "sum")
+    assert (name, sets.tolist()) == ("resident", [0, 1])
+    assert "a block of 512 threads and" in why
+    ((name, _, why),) = cuda.paths(np.array([0, 1000]), (2, 64, 4), "mean", "mean")
+    assert name == "fused tiles"
+    assert "a set of 1,000 elements needs" in why
 
 
 def test_malformed_sets_are_refused():

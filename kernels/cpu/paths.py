@@ -17,6 +17,8 @@ from fastperm.kernels.cpu import workers
 def paths(
     offsets,  # (S + 1,)
     widths,  # K_0, K_1, ..., K_D, K_fin
+    aggregate,  # "mean", "sum" or "max"
+    pool,  # "mean", "sum", "max" or None
 ):
     """Return a list of (name of the path, the sets that take it, why)."""
     width = max(widths[:-1])

@@ -21,13 +21,14 @@ def adam_step(
     p,  # (K,), updated
     m,  # (K,), updated
     v,  # (K,), updated
+    loss=None,  # an array on the GPU: nothing is updated if it is not finite
 ):
     rate = adam_rate(learning_rate, beta1, beta2, t)
     constants = (rate, beta1, 1 - beta1, beta2, 1 - beta2, epsilon)
-    _adam_step(-(-p.size // THREADS), g, *constants, p.size, p, m, v)
+    _adam_step(-(-p.size // THREADS), g, *constants, p.size, loss is not None, loss, p, m, v)
 
 
-@kernel("f4* f4 f4 f4 f4 f4 f4 i8 f4* f4* f4*", threads=THREADS)
+@kernel("f4* f4 f4 f4 f4 f4 f4 i8 i4 f8* f4* f4* f4*", threads=THREADS)
 def _adam_step(
     g,  # (K,)
     rate,  # lr_t
@@ -37,12 +38,14 @@ def _adam_step(
     rest2,  # 1 − β2
     epsilon,
     size,  # K
+    with_loss,
+    loss,  # (1,), if with_loss
     p,  # (K,)
     m,  # (K,)
     v,  # (K,)
 ):
     i = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
-    if i < size:
+    if i < size and not (with_loss and not math.isfinite(loss[0])):
         mean = beta1 * m[i] + rest1 * g[i]
         square = beta2 * v[i] + rest2 * g[i] * g[i]
         m[i] = mean

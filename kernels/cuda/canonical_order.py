@@ -4,6 +4,7 @@ One sort of all rows by set, columns and weights, which is CuPy's; it takes its 
 """
 
 from fastperm.kernels.cuda.compiling import xp
+from fastperm.kernels.cuda.offsets import on_device
 from fastperm.kernels.cuda.pooling import sets_of_rows
 from fastperm.kernels.reference.canonical_order import as_bits
 
@@ -17,5 +18,5 @@ def canonical_order(
 ):
     keys = [] if weights is None else [as_bits(weights)]
     keys += [as_bits(x)[:, k] for k in reversed(range(x.shape[1]))]
-    keys.append(sets_of_rows(offsets, len(x)).astype(keys[0].dtype))
+    keys.append(sets_of_rows(on_device(offsets), len(x)).astype(keys[0].dtype))
     order[:] = xp().lexsort(xp().stack(keys))

@@ -30,6 +30,8 @@ from numba.misc.appdirs import user_cache_dir
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
+FLOAT32 = numba.types.float32  # for dynamic shared memory, where the simulator does not take NumPy's
+
 _logger = logging.getLogger("fastperm")
 
 # Why numba-cuda, which compiles the kernels, is not there; None if it is.
@@ -65,23 +67,33 @@ class Kernel:
         Types of its parameters: "f4", "f8", "i4", "i8", or one of these with "*" for an array, which is a pointer.
     threads : int
         Threads of a block.
+    blocks : int, default=1
+        Blocks that a multiprocessor should hold: what their registers leave room for.
+    dynamic : bool, default=False
+        Whether its shared memory has a size that the launch gives.
     """
 
-    def __init__(self, function, name, parameters, threads):
+    def __init__(self, function, name, parameters, threads, blocks=1, dynamic=False):
         self.function, self.name, self.parameters, self.threads = function, name, tuple(parameters), threads
+        self.blocks, self.dynamic = blocks, dynamic
+        self._takes = tuple(map(_argument, self.parameters))
         if name in KERNELS:
             raise ValueError(f"there are two kernels called {name}")
         KERNELS[name] = self
 
-    def __call__(self, blocks, *arguments):
-        """Launch so many blocks; None stands for an array that the kernel will not touch."""
+    def __call__(self, blocks, *arguments, shared=0):
+        """Launch so many blocks, each with so many bytes of dynamic shared memory.
+
+        None stands for an array that the kernel will not touch.
+        """
         if blocks == 0:
             return
+        values = tuple([take(argument) for take, argument in zip(self._takes, arguments, strict=True)])
         if SIMULATED:
-            self._simulated[blocks, self.threads](*map(_simulated_argument, self.parameters, arguments))
+            flat = map(_simulated_argument, self.parameters, values)
+            self._simulated[blocks, self.threads, 0, shared](*flat)
             return
-        values = tuple(map(_argument, self.parameters, arguments))
-        _loaded(self.name, _device())((blocks,), (self.threads,), values)
+        _loaded(self.name, current_device())((blocks,), (self.threads,), values, shared_mem=shared)
 
     def compile(self, architecture):
         """Return PTX for an architecture, such as (9, 0), whose entry bears the name of the kernel."""
@@ -91,16 +103,19 @@ class Kernel:
             ptx, _ = cuda.compile_ptx(self.function, signature, cc=architecture)
         entry = re.findall(r"\.entry (\w+)", ptx)[0]
         # Numba aligns shared memory to its elements, and its simulator knows no other way; vectors need 16 bytes.
-        return re.sub(r"\.shared \.align [1248] ", ".shared .align 16 ", ptx.replace(entry, self.name))
+        ptx = re.sub(r"\.shared \.align [1248] ", ".shared .align 16 ", ptx.replace(entry, self.name))
+        # Without these, a thread may get more registers than there are for a block.
+        bounds = f".maxntid {self.threads}, 1, 1\n.minnctapersm {self.blocks}"
+        return re.sub(rf"(\.entry {self.name}\([^)]*\))", rf"\1\n{bounds}", ptx)
 
     @functools.cached_property
     def _simulated(self):
         return cuda.jit(self.function)
 
 
-def kernel(parameters, *, threads, name=None):
+def kernel(parameters, *, name=None, **settings):
     """Make a `Kernel` of a function, with the types of its parameters in one string."""
-    return lambda function: Kernel(function, name or function.__name__.lstrip("_"), parameters.split(), threads)
+    return lambda function: Kernel(function, name or function.__name__.lstrip("_"), parameters.split(), **settings)
 
 
 def device(function):
@@ -170,6 +185,18 @@ def current_architecture():
     return target((int(capability[:-1]), int(capability[-1])))
 
 
+def most_shared_memory():
+    """Return the bytes of shared memory that a block may have on the current device."""
+    return 1 << 15 if SIMULATED else _most_shared_memory(current_device())
+
+
+@functools.cache
+def _most_shared_memory(device):
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+
+
 def compiled_elsewhere(architecture):
     """Return whether `cache_folder` has all kernels for an architecture, from whatever compiler."""
     return all(_stored(name, architecture) for name in KERNELS)
@@ -226,31 +253,37 @@ def _own_folder():
     return tempfile.TemporaryDirectory(prefix="fastperm-")
 
 
-def _device():
-    import cupy
-
-    return cupy.cuda.runtime.getDevice()
+def current_device():
+    """Return the number of the current device."""
+    return xp().cuda.runtime.getDevice()
 
 
 @functools.cache
 def _loaded(name, device):
     """Return the kernel as CuPy launches it on a device, which is the current one."""
-    import cupy
-
     architecture = current_architecture()
     try:
         path = _ptx(name, architecture)
     except OSError:  # a home that cannot be written to
         path = _ptx(name, architecture, Path(_own_folder().name))
     try:
-        return cupy.RawModule(path=str(path)).get_function(name)
+        return _loaded_from(path, name)
     except Exception as error:
         if compiler() is None:
             raise RuntimeError(f"the GPU's driver does not take {path} ({error})") from error
         # The file may be damaged: once more, from the source. If that is refused too, the driver says why.
         _logger.warning("the GPU's driver does not take %s (%s); it is compiled anew", path, error)
         path.unlink(missing_ok=True)
-        return cupy.RawModule(path=str(_ptx(name, architecture, path.parent))).get_function(name)
+        return _loaded_from(_ptx(name, architecture, path.parent), name)
+
+
+def _loaded_from(path, name):
+    import cupy
+
+    function = cupy.RawModule(path=str(path)).get_function(name)
+    if KERNELS[name].dynamic:
+        function.max_dynamic_shared_size_bytes = most_shared_memory()
+    return function
 
 
 def _numba_type(parameter):
@@ -259,23 +292,27 @@ def _numba_type(parameter):
     return numba.types.CPointer(element) if parameter.endswith("*") else element
 
 
-def _argument(parameter, argument):
-    """Return what CuPy passes to a kernel: an array, or a scalar of exactly this type."""
-    if parameter.endswith("*"):
+def _argument(parameter):
+    """Return a function that makes what CuPy passes to a kernel: an array, or a scalar of exactly this type."""
+    dtype, nowhere = np.dtype(parameter.rstrip("*")), np.uint64(0)
+    if not parameter.endswith("*"):
+        return dtype.type
+
+    def take(argument):
         if argument is None:
-            return np.uint64(0)
+            return nowhere
         if not SIMULATED and isinstance(argument, np.ndarray):  # whose address means nothing to the GPU
             raise TypeError("the cuda backend expected an array on the GPU, got one of NumPy")
-        if argument.dtype != parameter[:-1]:
-            raise TypeError(f"the cuda backend expected an array of {np.dtype(parameter[:-1])}, got {argument.dtype}")
+        if argument.dtype != dtype:
+            raise TypeError(f"the cuda backend expected an array of {dtype}, got {argument.dtype}")
         return argument
-    return np.dtype(parameter).type(argument)
+
+    return take
 
 
-def _simulated_argument(parameter, argument):
-    value = _argument(parameter, argument)
+def _simulated_argument(parameter, value):
     if parameter.endswith("*"):
-        if argument is None:
+        if isinstance(value, np.uint64):  # no array
             return np.zeros(1, parameter[:-1])
         assert value.flags.c_contiguous  # a copy would be written to in its place
         return value.reshape(-1)

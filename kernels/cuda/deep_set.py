@@ -1,17 +1,20 @@
 """The whole network; specification in ``kernels/reference/deep_set.py``.
 
-Layer by layer, as there, with the fused products of ``equivariant.py``: the launch that writes h_{i+1} also adds it up
-for the next pooling, and on the way back the launch that writes the gradient of h_i has masked it and added it up.
+Sets that fit are computed on chip (``resident.py``). The others go layer by layer, as in the specification, with the
+fused products of ``equivariant.py``: the launch that writes h_{i+1} also adds it up for the next pooling, and on the way
+back the launch that writes the gradient of h_i has masked it and added it up.
 """
 
 from itertools import pairwise
 
 import numpy as np
 
+from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda.compiling import xp
 from fastperm.kernels.cuda.dense import dense_backward, dense_forward
 from fastperm.kernels.cuda.equivariant import layer_forward, layer_inputs, layer_parameters, set_sums
-from fastperm.kernels.cuda.mean_squared_error import mean_squared_error
+from fastperm.kernels.cuda.mean_squared_error import squared_error
+from fastperm.kernels.cuda.offsets import on_device
 from fastperm.kernels.cuda.pooling import (
     CODES,
     SUM,
@@ -24,12 +27,13 @@ from fastperm.kernels.cuda.pooling import (
     unpool,
 )
 from fastperm.kernels.cuda.product import NO_POOL
+from fastperm.kernels.cuda.resident import Layout, layout_for, resident_forward, resident_step
 from fastperm.kernels.reference.deep_set import split_parameters
 
 
 def deep_set_forward(
     x,  # (T, K_0)
-    offsets,  # (S + 1,)
+    offsets,  # (S + 1,), on the host or the GPU
     weights,  # (T,) or None
     parameters,  # (P,), flat
     widths,  # K_0, K_1, ..., K_D, K_fin
@@ -38,6 +42,12 @@ def deep_set_forward(
     *,
     y,  # (S, K_fin), or (T, K_fin) without pooling
 ):
+    host_offsets = on_host(offsets)
+    layout = layout_for(host_offsets, widths, aggregate, pool)
+    if isinstance(layout, Layout):
+        resident_forward(layout, x, host_offsets, weights, parameters, widths, aggregate, pool, y=y)
+        return
+    offsets = on_device(offsets)
     # Two places take turns to hold the activations.
     places = xp().empty((2, len(x) * max(widths[1:-1])), np.float32)
     hidden = [places[i % 2, : len(x) * K].reshape(len(x), K) for i, K in enumerate(widths[1:-1])]
@@ -46,7 +56,7 @@ def deep_set_forward(
 
 def deep_set_step(
     x,  # (T, K_0)
-    offsets,  # (S + 1,)
+    offsets,  # (S + 1,), on the host or the GPU
     weights,  # (T,) or None
     targets,  # (S, K_fin), or (T, K_fin) without pooling
     parameters,  # (P,), flat
@@ -56,17 +66,20 @@ def deep_set_step(
     *,
     gradients,  # (P,), accumulated
 ):
-    """Return the loss as a float. If it is not finite, the gradients mean nothing."""
+    """Return the loss as an array on the GPU, which `float` waits for. If it is not finite, the gradients mean nothing."""
+    host_offsets = on_host(offsets)
+    layout = layout_for(host_offsets, widths, aggregate, pool)
+    if isinstance(layout, Layout):
+        batch = (x, host_offsets, weights, targets)
+        return resident_step(layout, *batch, parameters, widths, aggregate, pool, gradients=gradients)
+    offsets = on_device(offsets)
     layers, head = split_parameters(parameters, widths)
     layer_gradients, (dW, db) = split_parameters(gradients, widths)
     sets = sets_of_rows(offsets, len(x))
     hidden = [xp().empty((len(x), K), np.float32) for K in widths[1:-1]]
     y, dy = xp().empty(targets.shape, np.float32), xp().empty(targets.shape, np.float32)
     pooled = _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y)
-    loss = mean_squared_error(y, targets, dy=dy)
-    if not np.isfinite(loss):
-        return loss
-
+    loss = squared_error(y, targets, dy)
     last, n_sets = hidden[-1], len(offsets) - 1
     p = last if pool is None else pooled.pop()
     dp = xp().empty(p.shape, np.float32)

@@ -9,6 +9,7 @@ applies the mask of the layer below and adds up the result, which is what that l
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import xp
+from fastperm.kernels.cuda.offsets import on_device
 from fastperm.kernels.cuda.pooling import (
     SUM,
     add_column_sums,
@@ -36,6 +37,7 @@ def equivariant_forward(
     y,  # (T, K_out)
     m,  # (S, K_in)
 ):
+    offsets = on_device(offsets)
     pooling_forward(x, offsets, weights, aggregate, p=m)
     sets = sets_of_rows(offsets, len(x))
     layer_forward(x, m, sets, weights, W_self, W_pool, b, NO_POOL, y, relu=activation == "relu")
@@ -58,6 +60,7 @@ def equivariant_backward(
     dW_pool,  # (K_in, K_out), accumulated
     db,  # (K_out,), accumulated
 ):
+    offsets = on_device(offsets)
     sets = sets_of_rows(offsets, len(x))
     g = mask(dy, y) if activation == "relu" else dy
     G = set_sums(pool_partials(g, sets, len(m), None, SUM), offsets, len(m))

@@ -18,11 +18,29 @@ def mean_squared_error(
     dy,  # (R, K), overwritten
 ):
     """Return the loss as a float, summed in float64."""
+    return float(squared_error(y, targets, dy))
+
+
+def squared_error(
+    y,  # (R, K)
+    targets,  # (R, K)
+    dy,  # (R, K), overwritten
+):
+    """Return the loss, summed in float64, as an array on the GPU, for which nobody has waited."""
     blocks = -(-y.size // (THREADS * PER_THREAD))
-    sums, loss = xp().empty(blocks, np.float64), xp().empty(1, np.float64)
+    sums = xp().empty(blocks, np.float64)
     _squared_error(blocks, y, targets, 2 / y.size, y.size, sums, dy)
-    _add_sums(1, sums, blocks, loss)
-    return float(loss[0]) / y.size
+    return mean_of_sums(sums, y.size)
+
+
+def mean_of_sums(
+    sums,  # (count,), float64
+    size,  # of what was summed
+):
+    """Return the mean as an array on the GPU."""
+    mean = xp().empty((), np.float64)
+    _mean_of_sums(1, sums, sums.size, size, mean)
+    return mean
 
 
 @kernel("f4* f4* f4 i8 f8* f4*", threads=THREADS)
@@ -50,11 +68,12 @@ def _squared_error(
         sums[cuda.blockIdx.x] = total
 
 
-@kernel("f8* i8 f8*", threads=THREADS)
-def _add_sums(
+@kernel("f8* i8 i8 f8*", threads=THREADS)
+def _mean_of_sums(
     sums,  # (count,)
     count,
-    total,  # (1,)
+    size,
+    mean,  # (1,)
 ):
     shared = cuda.shared.array(THREADS, np.float64)
     thread = cuda.threadIdx.x
@@ -66,4 +85,4 @@ def _add_sums(
     if thread == 0:
         for other in range(1, THREADS):
             own += shared[other]
-        total[0] = own
+        mean[0] = own / np.float64(size)

@@ -10,6 +10,7 @@ Other kernels that have rows at hand do the first pass in passing (`pool_rows`).
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
+from fastperm.kernels.cuda.offsets import on_device
 
 SUM, MAX, TIES = 0, 1, 2
 # What the first pass does; a mean is a sum that the second pass divides.
@@ -32,6 +33,7 @@ def pooling_forward(
     *,
     p,  # (S, K)
 ):
+    offsets = on_device(offsets)
     sets = sets_of_rows(offsets, len(x))
     finish(pool_partials(x, sets, len(p), weights, CODES[pool]), offsets, pool, divisors(offsets, weights, sets), p)
 
@@ -46,6 +48,7 @@ def pooling_backward(
     *,
     dx,  # (T, K), overwritten
 ):
+    offsets = on_device(offsets)
     sets = sets_of_rows(offsets, len(x))
     scales = row_scales(offsets, weights, sets, pool)
     unpool(dp, x, p, offsets, weights, scales, sets, pool, None, dx)

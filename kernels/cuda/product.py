@@ -2,7 +2,7 @@
 
     out_n = finish(Σ_k A_nk B_k + scale_n c_s(n)),     finish: ReLU, or zero where a mask is not positive
 
-A block computes a tile of out, TILE rows × columns, in steps of INNER along k. Shared memory holds two steps: while
+A block computes a tile of out, in steps along k. Shared memory holds two steps: while
 the threads multiply one, the next is on its way from memory to their registers. Each thread holds 4 × 4 numbers of
 up to four parts of the tile (`Tile`), so that a warp reads shared memory 128 bits at a time without bank conflicts.
 A, B or both may be stored along k: then the loader turns them on their way into shared memory. So the same template
@@ -18,12 +18,19 @@ from typing import NamedTuple
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
-from fastperm.kernels.cuda.pooling import PARTIAL_ROWS, THREADS, partial_sums, pool_rows
+from fastperm.kernels.cuda.pooling import (
+    FINISH_COLUMNS,
+    FINISH_SHARES,
+    FINISH_THREADS,
+    PARTIAL_ROWS,
+    THREADS,
+    partial_sums,
+    pool_rows,
+)
 from fastperm.kernels.cuda.vectors import aligned, load4, store4
 
 NO_POOL = -1  # beside the codes of pooling.py
 
-INNER = 4 if SIMULATED else 16
 PAD = 4  # between steps in shared memory, against bank conflicts; keeps 16 bytes aligned
 
 # xᵀ g is cut into so many parts that a large card has work (an H200 has 132 multiprocessors), but none of fewer rows.
@@ -42,6 +49,8 @@ class Tile(NamedTuple):
     thread_columns: int
     row_parts: int
     column_parts: int
+    inner: int  # steps along k that shared memory holds at a time, twice
+    blocks: int = 1  # on a multiprocessor
 
     @property
     def threads(self):
@@ -59,12 +68,15 @@ class Tile(NamedTuple):
         return 4 * self.thread_columns * self.column_parts
 
 
-# By the number of columns that they suit at most. Not measured on a GPU.
+# By the number of columns that they suit at most: the fastest of some twenty on an H100.
 TILES = (
-    {4: Tile(2, 1, 1, 1), 8: Tile(2, 2, 1, 1), 1 << 62: Tile(1, 2, 2, 2)}
+    {4: Tile(2, 1, 1, 1, 4), 8: Tile(2, 2, 1, 1, 4), 1 << 62: Tile(1, 2, 2, 2, 4)}
     if SIMULATED
-    else {32: Tile(16, 8, 2, 1), 1 << 62: Tile(16, 8, 2, 2)}
+    else {32: Tile(16, 8, 2, 1, 16), 64: Tile(16, 8, 2, 2, 8, 4), 1 << 62: Tile(16, 16, 2, 2, 8, 2)}
 )
+# From so many columns and steps on, NVIDIA's library is faster, though its product is finished in a pass of its own;
+# for xᵀ g, which needs no finish, from so many rows and columns on.
+LIBRARY, LIBRARY_TRANSPOSED = (12, 12) if SIMULATED else (256, 128)
 
 
 def product(
@@ -85,10 +97,16 @@ def product(
     """Write the product, and return the partial sums of its pooling, which `pooling.finish` takes; or None."""
     rows, inner = A.shape
     columns = out.shape[1]
-    tile, kernels = suited(columns)
     partials = None if code == NO_POOL else partial_sums(rows, n_sets, columns)
-    flags = (
-        *(c is not None, sets is not None, scales is not None, relu, masked_by is not None, weights is not None, code),
+    flags = (c is not None, sets is not None, scales is not None, relu, masked_by is not None, weights is not None, code)
+    if min(inner, columns) >= LIBRARY:
+        xp().matmul(A, B.T if B_along_k else B, out=out)
+        if any(flags[:-1]) or code != NO_POOL:
+            units = -(-rows // PARTIAL_ROWS) * columns
+            _finish_product(-(-units // THREADS), c, sets, scales, masked_by, weights, *flags, rows, columns, out, partials)
+        return partials
+    tile, kernels = suited(columns)
+    flags += (
         *(aligned(A, inner), aligned(B, inner if B_along_k else columns)),
         all(aligned(array, columns) for array in (out, c, masked_by)),
     )
@@ -106,6 +124,9 @@ def add_transposed_product(
 ):
     inner, columns = g.shape
     rows = x.shape[1]
+    if min(rows, columns) >= LIBRARY_TRANSPOSED:
+        total += xp().matmul(x.T, g)
+        return
     tile, kernels = suited(columns)
     tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
     parts = max(1, min(BLOCKS // tiles, inner // LEAST_ROWS))
@@ -117,7 +138,15 @@ def add_transposed_product(
         *(tiles * parts, x, g, None, None, None, None, None, *flags, aligned(out, columns)),
         *(rows, columns, inner, inner_part, out, None),
     )
-    _add_parts(-(-total.size // THREADS), out, parts, total.size, total)
+    add_parts(out, total)
+
+
+def add_parts(
+    parts,  # (P, …)
+    total,  # (…), C-contiguous: gets the sum added
+):
+    size = total.size
+    _add_parts(-(-size // FINISH_COLUMNS), parts, len(parts), size, total)
 
 
 def suited(columns):
@@ -125,15 +154,15 @@ def suited(columns):
     return next(found for most, found in PRODUCTS.items() if columns <= most)
 
 
-def _loader(along_k, length, threads):
-    """Return two functions that bring ``length`` rows or columns × INNER steps of a matrix into shared memory.
+def _loader(along_k, length, inner, threads):
+    """Return two functions that bring ``length`` rows or columns × ``inner`` steps of a matrix into shared memory.
 
     The first takes them into registers, four numbers at a time, and the second writes them from there to shared
     memory, step by step, each ``length + PAD`` numbers apart.
     """
-    fours = INNER * length // 4
+    fours = inner * length // 4
     own = -(-fours // threads)
-    across = INNER // 4 if along_k else length // 4
+    across = inner // 4 if along_k else length // 4
     stride = length + PAD
 
     @device
@@ -196,11 +225,12 @@ def _make(name, tile, A_along_k, B_along_k):
     part_rows, part_columns = rows_tile // row_parts, columns_tile // column_parts
     part_fours, zero = part_columns // 4, np.float32(0)
     held_rows, held_columns = 4 * row_parts, 4 * column_parts
-    fetch_A, put_A, own_A = _loader(A_along_k, rows_tile, threads)
-    fetch_B, put_B, own_B = _loader(B_along_k, columns_tile, threads)
+    steps = tile.inner
+    fetch_A, put_A, own_A = _loader(A_along_k, rows_tile, steps, threads)
+    fetch_B, put_B, own_B = _loader(B_along_k, columns_tile, steps, threads)
     fetched_A, fetched_B, held = 4 * own_A, 4 * own_B, held_rows * held_columns
     A_stride, B_stride = rows_tile + PAD, columns_tile + PAD
-    A_step, B_step = INNER * A_stride, INNER * B_stride
+    A_step, B_step = steps * A_stride, steps * B_stride
     B_start = 2 * A_step
     # The finish uses the same memory for one part of the tile.
     shared_size = max(B_start + 2 * B_step, part_rows * part_columns)
@@ -215,7 +245,7 @@ def _make(name, tile, A_along_k, B_along_k):
             for j in range(held_columns):
                 sums[i * held_columns + j] += a[i] * b[j]
 
-    @kernel("f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 10 + "i8 i8 i8 i8 f4* f4*", threads=threads, name=name)
+    @kernel("f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 10 + "i8 i8 i8 i8 f4* f4*", threads=threads, name=name, blocks=tile.blocks)
     def multiply(
         A,  # (R, K) along k, else (K, R)
         B,  # (N, K) along k, else (K, N)
@@ -274,14 +304,14 @@ def _make(name, tile, A_along_k, B_along_k):
         cuda.syncthreads()
         turn = 0
         while k < end_k:
-            k += INNER
+            k += steps
             if k < end_k:
                 fetch_A(A, A_lead, first_row, rows, k, end_k, A_aligned, thread, next_A)
                 fetch_B(B, B_lead, first_column, columns, k, end_k, B_aligned, thread, next_B)
             A_place = turn * A_step + 4 * thread_row
             B_place = B_start + turn * B_step + 4 * thread_column
             # Two steps at a time: shared memory answers one while the other is multiplied.
-            for _ in range(INNER // 2):
+            for _ in range(steps // 2):
                 hold_A(shared, A_place, a)
                 hold_B(shared, B_place, b)
                 hold_A(shared, A_place + A_stride, next_a)
@@ -392,16 +422,69 @@ PRODUCTS = {
 }
 
 
-@kernel("f4* i8 i8 f4*", threads=THREADS)
+@kernel("f4* i4* f4* f4* f4* " + "i4 " * 7 + "i8 i8 f4* f4*", threads=THREADS)
+def _finish_product(
+    c,  # (S, N), if with_c
+    sets,  # (R,), if with_sets
+    scales,  # (R,), if scaled
+    masked_by,  # (R, N), if masked
+    weights,  # (R,), if weighted
+    with_c,
+    with_sets,
+    scaled,
+    relu,
+    masked,
+    weighted,
+    code,  # NO_POOL, SUM or MAX
+    rows,  # R
+    columns,  # N
+    out,  # (R, N)
+    partials,  # (G + S − 1, N)
+):
+    """Do what `multiply` does with a tile, with a product that the library has written."""
+    zero = np.float32(0)
+    unit = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    column = unit % columns
+    first = unit // columns * PARTIAL_ROWS
+    if first < rows:
+        count = min(np.int64(PARTIAL_ROWS), rows - first)
+        for row in range(first, first + count):
+            place = row * columns + column
+            z = out[place]
+            if with_c:
+                s = np.int64(sets[row]) if with_sets else np.int64(0)
+                scale = scales[row] if scaled else np.float32(1)
+                z += scale * c[s * columns + column]
+            if relu:
+                z = zero if z < zero else z
+            if masked:
+                z = z if masked_by[place] > zero else zero
+            out[place] = z
+        if code != NO_POOL:
+            place = first * columns + column
+            pool_rows(
+                out, place, columns, first, count, column, columns,
+                sets, weights, weights, with_sets, weighted, code, partials,
+            )  # fmt: skip
+
+
+@kernel("f4* i8 i8 f4*", threads=FINISH_THREADS)
 def _add_parts(
     parts,  # (P, size)
     count,  # P
     size,
     total,  # (size,), added to
 ):
-    place = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    shared = cuda.shared.array(FINISH_THREADS, np.float64)
+    thread = cuda.threadIdx.x
+    place = np.int64(cuda.blockIdx.x) * FINISH_COLUMNS + thread % FINISH_COLUMNS
+    added = np.float64(0)
     if place < size:
-        added = np.float64(0)
-        for part in range(count):
+        for part in range(thread // FINISH_COLUMNS, count, FINISH_SHARES):
             added += np.float64(parts[part * size + place])
+    shared[thread] = added
+    cuda.syncthreads()
+    if thread < FINISH_COLUMNS and place < size:
+        for share in range(1, FINISH_SHARES):
+            added += shared[share * FINISH_COLUMNS + thread]
         total[place] += np.float32(added)

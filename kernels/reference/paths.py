@@ -11,6 +11,8 @@ import numpy as np
 def paths(
     offsets,  # (S + 1,)
     widths,  # K_0, K_1, ..., K_D, K_fin
+    aggregate,  # "mean", "sum" or "max"
+    pool,  # "mean", "sum", "max" or None
 ):
     """Return a list of (name of the path, the sets that take it, why)."""
     return [("layer by layer", np.arange(len(offsets) - 1), "NumPy, a formula a line; it has no other path")]

@@ -1,0 +1,28 @@
+"""Small arrays of the host that many launches need on the GPU: offsets above all."""
+
+import functools
+
+import numpy as np
+
+from fastperm.kernels.cuda.compiling import SIMULATED, current_device, xp
+
+KEPT = 16  # arrays, the last that were asked for
+KEPT_BYTES = 1 << 20  # larger ones are copied each time: comparing them takes as long
+
+
+def on_device(
+    array,  # on the host, or already there
+):
+    """Return an array on the current GPU, copied there once for as long as the same numbers are asked for."""
+    if not isinstance(array, np.ndarray):
+        return array
+    if SIMULATED or array.nbytes > KEPT_BYTES:
+        return xp().asarray(array)
+    return _copied(array.tobytes(), array.dtype.str, current_device())
+
+
+@functools.lru_cache(KEPT)
+def _copied(content, dtype, device):
+    copied = xp().asarray(np.frombuffer(content, dtype))
+    xp().cuda.get_current_stream().synchronize()  # other streams will read it too
+    return copied

@@ -1,0 +1,657 @@
+"""Whole networks with a set on chip: one launch for all layers, and back; formulas in ``kernels/reference``.
+
+A block owns a set from its elements to the gradients that it sends. The activations h (K, N) lie in shared memory with
+the elements along a row, so that a thread takes four of them in one access, and every layer is computed in place: a
+warp owns a strip of elements with all their features, and overwrites it after it has read it. What the way back needs
+of earlier layers goes to a place in global memory and comes from there once more, most of it through the cache of the
+card. The loss is a sum over the sets, so nothing has to be known of other sets before the way back begins.
+
+On the way back the gradient g of a layer lies where h was.
+
+    dW_self = h gᵀ     groups of threads share the elements, and each has a tile of dW_self; h comes in stages
+    dx = (W_self g + dm) ⊙ 1[h > 0]     in place, as forward
+
+Every block adds up the gradients of its sets in a part of its own; `product.add_parts` adds up the parts. How many blocks
+there are depends on the number of sets alone, and so do the bits of the result.
+
+Widths are rounded up to one of `LAYOUTS`, whose kernels have all their loops over features unrolled.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, cuda, device, kernel, most_shared_memory, xp
+from fastperm.kernels.cuda.mean_squared_error import mean_of_sums
+from fastperm.kernels.cuda.offsets import on_device
+from fastperm.kernels.cuda.product import PAD, add_parts
+from fastperm.kernels.cuda.vectors import load4, store4
+
+# The sets are dealt out to so many blocks at most: two for each multiprocessor of a large card.
+BLOCKS = 3 if SIMULATED else 264
+# Of smaller sets, on average, a block would leave most of its threads idle; the tiles take many of them at once.
+LEAST_ELEMENTS = 1 if SIMULATED else 32
+HOW = ("mean", "sum")  # what a set is pooled by
+
+
+class Layout(NamedTuple):
+    """How a block shares out a layer of up to ``width`` features among its threads.
+
+    A warp is a grid of threads over a strip: ``rows`` × ``columns`` threads, each with 2 × 4 elements (rows of x), and
+    4 ``column_parts`` features. For dW_self a group of threads has a tile of all features, ``across`` × ``down`` of it
+    for each thread.
+    """
+
+    width: int
+    rows: int
+    columns: int
+    column_parts: int
+    warps: int
+    across: int
+    down: int
+    stage: int  # elements of h that are in shared memory at once, for dW_self
+
+    @property
+    def strip(self):
+        """Number of elements of a strip."""
+        return 8 * self.rows
+
+    @property
+    def threads(self):
+        """Number of threads of a block."""
+        return self.rows * self.columns * self.warps
+
+    @property
+    def group(self):
+        """Number of threads of a group."""
+        return self.width // self.across * (self.width // self.down)
+
+    @property
+    def groups(self):
+        """Number of groups."""
+        return self.threads // self.group
+
+    @property
+    def work(self):
+        """Floats of shared memory for stages of h, or for sums of several threads."""
+        sums = self.rows * self.warps * self.width + self.threads
+        return max(self.width * (self.stage + PAD), max(self.groups // 2, 2) * self.width**2, sums)
+
+    def stride(self, longest):
+        """Return the floats from one feature to the next, for sets of so many elements: strips, and a pad."""
+        return -(-longest // self.strip) * self.strip + PAD
+
+    def shared_bytes(self, longest):
+        """Return the shared memory of a block for sets of so many elements."""
+        stride = self.stride(longest)
+        return 4 * ((self.width + 1) * stride + self.width * (self.width + PAD) + self.work + VECTORS * self.width)
+
+
+VECTORS = 5  # of one float for each feature
+
+LAYOUTS = (
+    (Layout(4, 2, 1, 1, 4, 4, 4, 32), Layout(8, 2, 2, 1, 2, 4, 4, 16), Layout(16, 1, 2, 2, 8, 8, 8, 32))
+    if SIMULATED
+    else (
+        Layout(16, 8, 4, 1, 8, 4, 4, 128),
+        Layout(32, 4, 8, 1, 8, 8, 4, 128),
+        Layout(64, 4, 8, 2, 16, 8, 8, 128),
+    )
+)
+
+
+def layout_for(
+    offsets,  # (S + 1,), on the host
+    widths,  # K_0, K_1, ..., K_D, K_fin
+    aggregate,
+    pool,
+):
+    """Return the layout that a batch is computed with, or, in words, why there is none."""
+    if aggregate not in HOW or pool not in HOW:
+        return f"only {' and '.join(HOW)} are pooled on chip"
+    suited = [layout for layout in LAYOUTS if layout.width >= max(widths)]
+    if not suited:
+        return f"a width of {max(widths)} is more than {LAYOUTS[-1].width}"
+    counts = np.diff(offsets)
+    if counts.mean() < LEAST_ELEMENTS:
+        return f"sets of {counts.mean():.3g} elements, on average, are fewer than {LEAST_ELEMENTS}"
+    needed, most = suited[0].shared_bytes(counts.max()), most_shared_memory()
+    if needed > most:
+        return f"a set of {counts.max():,} elements needs {needed:,} bytes of shared memory, and a block has {most:,}"
+    return suited[0]
+
+
+def resident_forward(
+    layout,  # from `layout_for`
+    x,  # (T, K_0)
+    offsets,  # (S + 1,), on the host
+    weights,  # (T,) or None
+    parameters,  # (P,), flat
+    widths,  # K_0, K_1, ..., K_D, K_fin
+    aggregate,
+    pool,
+    *,
+    y,  # (S, K_fin)
+):
+    """Do what `deep_set_forward` does."""
+    _launch(layout, False, x, offsets, weights, None, parameters, widths, aggregate, pool, 0.0, y=y)
+
+
+def resident_step(
+    layout,  # from `layout_for`
+    x,  # (T, K_0)
+    offsets,  # (S + 1,), on the host
+    weights,  # (T,) or None
+    targets,  # (S, K_fin)
+    parameters,  # (P,), flat
+    widths,  # K_0, K_1, ..., K_D, K_fin
+    aggregate,
+    pool,
+    *,
+    gradients,  # (P,), accumulated
+):
+    """Do what `deep_set_step` does."""
+    n_sets = len(offsets) - 1
+    parts = xp().empty((min(n_sets, BLOCKS), parameters.size), np.float32)
+    losses = xp().empty(n_sets, np.float64)
+    _launch(
+        *(layout, True, x, offsets, weights, targets, parameters, widths, aggregate, pool, 2 / targets.size),
+        parts=parts,
+        losses=losses,
+    )
+    add_parts(parts, gradients)
+    return mean_of_sums(losses, targets.size)
+
+
+def _launch(
+    layout, training, x, offsets, weights, targets, parameters, widths, aggregate, pool, factor, **outputs
+):  # fmt: skip
+    n_sets, depth, longest = len(offsets) - 1, len(widths) - 2, int(np.diff(offsets).max())
+    blocks, stride = min(n_sets, BLOCKS), layout.stride(longest)
+    # h_1 … h_{D−1} and m_0 … m_{D−1} of one set for each block.
+    kept_size = layout.width * ((depth - 1) * stride + depth)
+    kept = xp().empty((blocks, kept_size), np.float32) if training else None
+    places = on_device(offsets), on_device(np.array(widths, np.int64))
+    flags = (weights is not None, aggregate == "mean", pool == "mean", depth)
+    sizes = (n_sets, stride, kept_size, parameters.size)
+    KERNELS_OF[layout][training](
+        *(blocks, x, places[0], weights, targets, parameters, places[1], *flags, *sizes, factor, kept),
+        *(outputs.get(name) for name in ("parts", "losses", "y")),
+        shared=layout.shared_bytes(longest),
+    )
+
+
+@device
+def _syncwarp():
+    """Wait for the warp; in the simulator, whose warps are no warps, for the block."""
+    if SIMULATED:
+        cuda.syncthreads()
+    else:
+        cuda.syncwarp()
+
+
+@device
+def _put(parts, place, value, fresh):
+    """Begin or go on with the sum of a gradient over the sets of a block."""
+    parts[place] = value if fresh else parts[place] + value
+
+
+@device
+def _relu(z):
+    """Return the larger of z and 0; a NaN stays one."""
+    return np.float32(0) if z < np.float32(0) else z
+
+
+@device
+def _masked(z, h):
+    return z if h > np.float32(0) else np.float32(0)
+
+
+def _make(layout, training):
+    """Return the kernel of a layout: predictions, or the loss and all gradients."""
+    width, warps, threads, strip_rows = layout.width, layout.warps, layout.threads, layout.strip
+    thread_rows, thread_columns, column_parts = layout.rows, layout.columns, layout.column_parts
+    warp_threads, part_rows, part_columns = thread_rows * thread_columns, 4 * thread_rows, 4 * thread_columns
+    assert part_columns * column_parts == width
+    held_columns = 4 * column_parts
+    held = 8 * held_columns
+    lead = width + PAD  # of the rows of the weights, in shared memory
+    # Places in shared memory: the weights of a layer, room for work, vectors, and h or g; behind it, w.
+    W, free = 0, width * lead
+    m = free + layout.work
+    c, G, dm, dy, h = (m + (i + 1) * width for i in range(VECTORS))
+    sums_rows, shares = warps * thread_rows, threads // width
+    adders = min(32, threads // 2)
+
+    across, down, group, groups, stage = layout.across, layout.down, layout.group, layout.groups, layout.stage
+    tile_rows, tile_columns = width // across, width // down  # threads of a group
+    stage_lead, group_rows, tile = stage + PAD, stage // groups, across * down
+    fours = stage // 4
+    assert threads % fours == threads % width == 0
+    most_held, g_held = max(held, tile), 4 * down
+    assert group_rows % 4 == 0
+    assert stage % strip_rows == 0
+
+    @device
+    def hold_rows(shared, place, registers):
+        registers[0], registers[1], registers[2], registers[3] = load4(shared, place)
+        registers[4], registers[5], registers[6], registers[7] = load4(shared, place + part_rows)
+
+    @device
+    def hold_columns(shared, place, registers):
+        for i in range(column_parts):
+            i4 = 4 * i
+            registers[i4], registers[i4 + 1], registers[i4 + 2], registers[i4 + 3] = load4(
+                shared, place + i * part_columns
+            )
+
+    @device
+    def add_outer_product(a, b, sums):
+        for i in range(8):
+            for j in range(held_columns):
+                sums[i * held_columns + j] += a[i] * b[j]
+
+    @device
+    def multiply_strip(shared, place, stride, weights_place, inner, a, b, next_a, next_b, sums):
+        """Multiply a strip, whose features are rows of ``stride``, with the weights; ``inner`` is even."""
+        for i in range(held):
+            sums[i] = np.float32(0)
+        # Two steps at a time: shared memory answers one while the other is multiplied.
+        for _ in range(inner // 2):
+            hold_rows(shared, place, a)
+            hold_columns(shared, weights_place, b)
+            hold_rows(shared, place + stride, next_a)
+            hold_columns(shared, weights_place + lead, next_b)
+            add_outer_product(a, b, sums)
+            add_outer_product(next_a, next_b, sums)
+            place += 2 * stride
+            weights_place += 2 * lead
+
+    @device
+    def add_to_own_sums(shared, own_sums, a, sums, b):
+        """Add the rows of a strip, times ``a``, to what this thread has summed of its columns."""
+        for j in range(held_columns):
+            b[j] = np.float32(0)
+        for r in range(8):
+            for j in range(held_columns):
+                b[j] += a[r] * sums[r * held_columns + j]
+        for j in range(held_columns):
+            shared[own_sums + j // 4 * part_columns + j % 4] += b[j]
+
+    @device
+    def clear_own_sums(shared, own_sums):
+        for j in range(held_columns):
+            shared[own_sums + j // 4 * part_columns + j % 4] = np.float32(0)
+
+    @device
+    def add_bias_and_relu(b, sums):
+        for r in range(8):
+            for j in range(held_columns):
+                sums[r * held_columns + j] = _relu(sums[r * held_columns + j] + b[j])
+
+    @device
+    def put_strip(array, start, stride, sums):
+        """Write this thread's part of a strip, whose features are rows of ``stride``."""
+        for j in range(held_columns):
+            place = start + (j // 4 * part_columns + j % 4) * stride
+            r0, r1, r2, r3 = j, held_columns + j, 2 * held_columns + j, 3 * held_columns + j
+            store4(array, place, sums[r0], sums[r1], sums[r2], sums[r3])
+            r0, r1, r2, r3 = r0 + 4 * held_columns, r1 + 4 * held_columns, r2 + 4 * held_columns, r3 + 4 * held_columns
+            store4(array, place + part_rows, sums[r0], sums[r1], sums[r2], sums[r3])
+
+    @device
+    def mask_strip(array, start, stride, a, sums):
+        """Make zero what is zero in this part of a strip of ``array``."""
+        for j in range(held_columns):
+            hold_rows(array, start + (j // 4 * part_columns + j % 4) * stride, a)
+            for r in range(8):
+                sums[r * held_columns + j] = _masked(sums[r * held_columns + j], a[r])
+
+    @device
+    def add_up(shared, at, thread):
+        """Return the sum of one number of each thread, which lie at ``at``, in all threads."""
+        cuda.syncthreads()
+        if thread < adders:
+            total = np.float32(0)
+            for i in range(thread, threads, adders):
+                total += shared[at + i]
+            shared[at + thread] = total
+        cuda.syncthreads()
+        whole = np.float64(0)
+        for i in range(adders):
+            whole += np.float64(shared[at + i])
+        cuda.syncthreads()
+        return whole
+
+    @device
+    def column_sums(shared, at, divisor, thread, out):
+        """Add up what the threads have summed of their columns, and divide."""
+        cuda.syncthreads()
+        column = thread % width
+        total = np.float32(0)
+        for i in range(thread // width, sums_rows, shares):
+            total += shared[at + i * width + column]
+        shared[at + sums_rows * width + thread] = total
+        cuda.syncthreads()
+        if thread < width:
+            whole = np.float64(0)
+            for i in range(shares):
+                whole += np.float64(shared[at + (sums_rows + i) * width + thread])
+            shared[out + thread] = np.float32(whole / divisor)
+        cuda.syncthreads()
+
+    @device
+    def vector_product(shared, v, length, matrix, start, k_lead, j_lead, count, bias, at, thread, out):
+        """Write Σ_k v_k matrix_kj, plus the bias if there is one (bias ≥ 0), for j < count, and zeros beyond."""
+        j = thread % width
+        total = np.float32(0)
+        if j < count:
+            for k in range(thread // width, length, shares):
+                total += shared[v + k] * matrix[start + k * k_lead + j * j_lead]
+        shared[at + thread] = total
+        cuda.syncthreads()
+        if thread < width:
+            total = np.float32(0)
+            for i in range(shares):
+                total += shared[at + i * width + thread]
+            if bias >= 0 and thread < count:
+                total += matrix[bias + thread]
+            shared[out + thread] = total
+        cuda.syncthreads()
+
+    @device
+    def add_tile_row(shared, place, k, of_g, of_h, tiles):
+        of_h[0], of_h[1], of_h[2], of_h[3] = load4(shared, place)
+        for r in range(4):
+            for j in range(down):
+                tiles[k * down + j] += of_h[r] * of_g[4 * j + r]
+
+    @device
+    def self_gradient(
+        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded,
+        own_group, tile_row, tile_column, thread, tiles, of_g, of_h,
+    ):  # fmt: skip
+        """Leave h gᵀ, (width, width), in the free room, behind its first width² numbers."""
+        for i in range(tile):
+            tiles[i] = np.float32(0)
+        start = np.int64(0)
+        while start < padded:
+            rows = min(np.int64(stage), padded - start)
+            if is_first:
+                for row in range(thread, rows, threads):
+                    for k in range(K):
+                        value = x[x_start + (start + row) * K + k] if start + row < count else np.float32(0)
+                        shared[free + k * stage_lead + row] = value
+            else:
+                row = thread % fours * 4
+                if row < rows:
+                    for k in range(thread // fours, K, threads // fours):
+                        h0, h1, h2, h3 = load4(kept, kept_layer + k * stride + start + row)
+                        store4(shared, free + k * stage_lead + row, h0, h1, h2, h3)
+            cuda.syncthreads()
+            for i in range(group_rows // 4):
+                row = own_group * group_rows + 4 * i
+                if row < rows:
+                    for j in range(down):
+                        j4 = 4 * j
+                        of_g[j4], of_g[j4 + 1], of_g[j4 + 2], of_g[j4 + 3] = load4(
+                            shared, h + (tile_column + j * tile_columns) * stride + start + row
+                        )
+                    add_tile_row(shared, free + tile_row * stage_lead + row, 0, of_g, of_h, tiles)
+                    if K > tile_rows:  # few features, those of the first layer, have one row in each tile
+                        for k in range(1, across):
+                            place = free + (tile_row + k * tile_rows) * stage_lead + row
+                            add_tile_row(shared, place, k, of_g, of_h, tiles)
+            cuda.syncthreads()
+            start += stage
+        # The groups add up theirs in pairs.
+        half = groups // 2
+        own = thread % group
+        while half > 0:
+            if own_group >= half and own_group < 2 * half:
+                for i in range(tile):
+                    shared[free + ((own_group - half) * tile + i) * group + own] = tiles[i]
+            cuda.syncthreads()
+            if own_group < half:
+                for i in range(tile):
+                    tiles[i] += shared[free + (own_group * tile + i) * group + own]
+            cuda.syncthreads()
+            half //= 2
+        if own_group == 0:
+            for k in range(across):
+                for j in range(down):
+                    place = (tile_row + k * tile_rows) * width + tile_column + j * tile_columns
+                    shared[free + width * width + place] = tiles[k * down + j]
+        cuda.syncthreads()
+
+    arrays = "f4* i8* f4* f4* f4* i8* " + "i4 " * 4 + "i8 " * 4 + "f4 f4* f4* f8* f4*"
+
+    @kernel(arrays, threads=threads, name=f"resident_{'step' if training else 'forward'}_{width}", dynamic=True)
+    def network(
+        x,  # (T, K_0)
+        offsets,  # (S + 1,)
+        weights,  # (T,), if weighted
+        targets,  # (S, K_fin), in training
+        parameters,  # (P,)
+        widths,  # (D + 2,)
+        weighted,
+        mean_aggregate,  # or sum
+        mean_pool,  # or sum
+        depth,  # D
+        n_sets,  # S
+        stride,  # of features in shared memory and in ``kept``
+        kept_size,
+        n_parameters,  # P
+        factor,  # 2 / targets.size
+        kept,  # (blocks, kept_size), in training
+        parts,  # (blocks, P), in training
+        losses,  # (S,), in training: sums of squares
+        y,  # (S, K_fin), for predictions
+    ):
+        shared = cuda.shared.array(0, FLOAT32)
+        a = cuda.local.array(8, np.float32)
+        b = cuda.local.array(held_columns, np.float32)
+        next_a = cuda.local.array(8, np.float32)
+        next_b = cuda.local.array(held_columns, np.float32)
+        sums = cuda.local.array(most_held, np.float32)  # of a layer, and then of dW_self
+        of_g = cuda.local.array(g_held, np.float32)
+        zero, one = np.float32(0), np.float64(1)
+
+        w = h + width * stride
+
+        thread = cuda.threadIdx.x
+        block = np.int64(cuda.blockIdx.x)
+        warp = thread // warp_threads
+        lane = thread % warp_threads
+        # Neighbours have neighbouring elements, and then columns: every access below is free of bank conflicts.
+        own_row = 4 * (lane % thread_rows)
+        own_column = 4 * (lane // thread_rows)
+        own_sums = free + (warp * thread_rows + lane % thread_rows) * width + own_column
+        share, j = thread // width, thread % width  # where threads share a matrix of the parameters
+        own_group = thread // group
+        tile_row = thread % group % tile_rows
+        tile_column = thread % group // tile_rows
+        kept_start = block * kept_size
+        means = kept_start + (depth - 1) * width * stride
+        own_part = block * n_parameters
+
+        s = block
+        while s < n_sets:
+            first = offsets[s]
+            count = offsets[s + 1] - first
+            strips = (count + strip_rows - 1) // strip_rows
+            padded = strips * strip_rows
+            turns = (strips + warps - 1) // warps
+            fresh = s == block
+
+            # The elements, their features in rows, and their weights; zeros beyond.
+            K = widths[0]
+            total = zero
+            for row in range(thread, padded, threads):
+                value = zero
+                if row < count:
+                    value = weights[first + row] if weighted else np.float32(1)
+                shared[w + row] = value
+                total += value
+                for k in range(K):
+                    shared[h + k * stride + row] = x[(first + row) * K + k] if row < count else zero
+                if K % 2 == 1:
+                    shared[h + K * stride + row] = zero
+            shared[free + thread] = total
+            divisor = add_up(shared, free, thread)
+            aggregate_divisor = divisor if mean_aggregate else one
+            pool_divisor = divisor if mean_pool else one
+
+            clear_own_sums(shared, own_sums)
+            for turn in range(turns):
+                strip = turn * warps + warp
+                if strip < strips:
+                    row = strip * strip_rows + own_row
+                    hold_rows(shared, w + row, next_a)
+                    for i in range(held_columns):
+                        column = own_column + i // 4 * part_columns + i % 4
+                        if column < K:
+                            hold_rows(shared, h + column * stride + row, a)
+                            total = zero
+                            for r in range(8):
+                                total += next_a[r] * a[r]
+                            shared[own_sums + i // 4 * part_columns + i % 4] += total
+            column_sums(shared, free, aggregate_divisor, thread, m)
+
+            place = np.int64(0)  # of the parameters of a layer
+            for layer in range(depth):
+                K = widths[layer]
+                N = widths[layer + 1]
+                K_even = (K + 1) // 2 * 2
+                if training and thread < width:
+                    kept[means + layer * width + thread] = shared[m + thread]
+                for k in range(share, K_even, shares):
+                    shared[W + k * lead + j] = parameters[place + k * N + j] if k < K and j < N else zero
+                vector_product(
+                    shared, m, K, parameters, place + K * N, N, np.int64(1), N, place + 2 * K * N, free, thread, c
+                )
+                clear_own_sums(shared, own_sums)
+                last = layer == depth - 1
+                kept_layer = kept_start + layer * width * stride
+                for turn in range(turns):
+                    strip = turn * warps + warp
+                    row = strip * strip_rows + own_row
+                    if strip < strips:
+                        multiply_strip(shared, h + row, stride, W + own_column, K_even, a, b, next_a, next_b, sums)
+                    _syncwarp()
+                    if strip < strips:
+                        hold_rows(shared, w + row, a)
+                        hold_columns(shared, c + own_column, b)
+                        add_bias_and_relu(b, sums)
+                        add_to_own_sums(shared, own_sums, a, sums, b)
+                        put_strip(shared, h + own_column * stride + row, stride, sums)
+                        if training and not last:
+                            put_strip(kept, kept_layer + own_column * stride + row, stride, sums)
+                column_sums(shared, free, pool_divisor if last else aggregate_divisor, thread, m)
+                place += 2 * K * N + N
+
+            K = widths[depth]
+            N = widths[depth + 1]
+            vector_product(shared, m, K, parameters, place, N, np.int64(1), N, place + K * N, free, thread, c)
+            if not training:
+                if thread < N:
+                    y[s * N + thread] = shared[c + thread]
+            else:
+                if thread < width:
+                    difference = zero
+                    if thread < N:
+                        difference = shared[c + thread] - targets[s * N + thread]
+                    shared[c + thread] = difference
+                    shared[dy + thread] = factor * difference
+                cuda.syncthreads()
+                if thread == 0:
+                    loss = np.float64(0)
+                    for i in range(N):
+                        loss += np.float64(shared[c + i]) * np.float64(shared[c + i])
+                    losses[s] = loss
+                if j < N:
+                    for k in range(share, K, shares):
+                        _put(parts, own_part + place + k * N + j, shared[m + k] * shared[dy + j], fresh)
+                if thread < N:
+                    _put(parts, own_part + place + K * N + thread, shared[dy + thread], fresh)
+                vector_product(
+                    shared, dy, N, parameters, place, np.int64(1), N, K, np.int64(-1), free, thread, dm
+                )
+
+                # g of the last layer, in place of h.
+                scale = np.float32(one / pool_divisor)
+                clear_own_sums(shared, own_sums)
+                for turn in range(turns):
+                    strip = turn * warps + warp
+                    if strip < strips:
+                        row = strip * strip_rows + own_row
+                        hold_rows(shared, w + row, a)
+                        hold_columns(shared, dm + own_column, b)
+                        for r in range(8):
+                            a[r] *= scale
+                        for i in range(held):
+                            sums[i] = zero
+                        add_outer_product(a, b, sums)
+                        mask_strip(shared, h + own_column * stride + row, stride, a, sums)
+                        for r in range(8):
+                            a[r] = np.float32(1)
+                        add_to_own_sums(shared, own_sums, a, sums, b)
+                        put_strip(shared, h + own_column * stride + row, stride, sums)
+                column_sums(shared, free, one, thread, G)
+
+                scale = np.float32(one / aggregate_divisor)
+                for back in range(depth):
+                    layer = depth - 1 - back
+                    K = widths[layer]
+                    N = widths[layer + 1]
+                    place -= 2 * K * N + N
+                    kept_layer = kept_start + (layer - 1) * width * stride
+                    if thread < width:
+                        shared[m + thread] = kept[means + layer * width + thread]
+                    if thread < N:
+                        _put(parts, own_part + place + 2 * K * N + thread, shared[G + thread], fresh)
+
+                    self_gradient(
+                        shared, x, kept, first * K, kept_layer, layer == 0, K, stride, count, padded,
+                        own_group, tile_row, tile_column, thread, sums, of_g, a,
+                    )  # fmt: skip
+                    if j < N:
+                        for k in range(share, K, shares):
+                            at = own_part + place + k * N + j
+                            _put(parts, at, shared[free + width * width + k * width + j], fresh)
+                            _put(parts, at + K * N, shared[m + k] * shared[G + j], fresh)
+                    if layer > 0:
+                        N_even = (N + 1) // 2 * 2
+                        if j < N_even:
+                            for k in range(share, width, shares):
+                                shared[W + j * lead + k] = parameters[place + k * N + j] if k < K and j < N else zero
+                        cuda.syncthreads()
+                        vector_product(
+                            shared, G, N, parameters, place + K * N, np.int64(1), N, K, np.int64(-1), free, thread, dm
+                        )
+                        clear_own_sums(shared, own_sums)
+                        for turn in range(turns):
+                            strip = turn * warps + warp
+                            row = strip * strip_rows + own_row
+                            if strip < strips:
+                                multiply_strip(shared, h + row, stride, W + own_column, N_even, a, b, next_a, next_b, sums)
+                            _syncwarp()
+                            if strip < strips:
+                                hold_rows(shared, w + row, a)
+                                hold_columns(shared, dm + own_column, b)
+                                for r in range(8):
+                                    a[r] *= scale
+                                add_outer_product(a, b, sums)
+                                mask_strip(kept, kept_layer + own_column * stride + row, stride, a, sums)
+                                for r in range(8):
+                                    a[r] = np.float32(1)
+                                add_to_own_sums(shared, own_sums, a, sums, b)
+                                put_strip(shared, h + own_column * stride + row, stride, sums)
+                        column_sums(shared, free, one, thread, G)
+            cuda.syncthreads()
+            s += cuda.gridDim.x
+
+    return network
+
+
+KERNELS_OF = {layout: (_make(layout, False), _make(layout, True)) for layout in LAYOUTS}
