@@ -16,6 +16,7 @@ from fastperm.streams import Stream
 
 AGGREGATES = ("mean", "sum", "max")
 INVARIANCES = ("rounding", "bitwise")
+PRECISIONS = ("float32", "tf32")
 _logger = logging.getLogger("fastperm")
 
 
@@ -55,6 +56,10 @@ class DeepSet:
     backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
         Kernels to use; "auto" takes the fastest that is available. "cuda" computes in float32 only, and takes sets,
         targets and gradients as NumPy arrays, or as arrays on its GPU: then what comes back stays there, as CuPy's.
+    precision : {"float32", "tf32"}, default="float32"
+        Of the products of predictions and training steps on the cuda backend. For "tf32" tensor cores multiply: they
+        round both factors to 10 bits of mantissa (a relative error of 5e-4) and add up in float32; parameters and Adam
+        stay in float32, and so do `forward` and `backward`, which go layer by layer. Not part of a saved network.
     seed : int, numpy.random.Generator or None, default=None
         Where the initial weights come from; None draws fresh ones.
 
@@ -100,6 +105,7 @@ class DeepSet:
         invariance="rounding",
         dtype="float32",
         backend="auto",
+        precision="float32",
         seed=None,
     ):
         self.in_features = check_integer(in_features, "in_features", minimum=1)
@@ -112,6 +118,9 @@ class DeepSet:
         self.dtype = check_dtype(dtype)
         self.backend = backends.resolve(backend, self.dtype)
         self.kernels = backends.get(self.backend)
+        self.precision = check_choice(precision, "precision", PRECISIONS)
+        if self.precision != "float32" and self.backend != "cuda":
+            raise ValueError(f"precision={precision!r} is for the cuda backend, and this network is on {self.backend!r}")
 
         inputs = (self.in_features, *self.widths)
         shapes = {
@@ -130,7 +139,7 @@ class DeepSet:
         self._initialise(np.random.default_rng(seed))
 
     def config(self):
-        """Return the constructor's arguments, without backend and seed, as plain JSON-able values."""
+        """Return the constructor's arguments, without backend, precision and seed, as plain JSON-able values."""
         return {
             "in_features": self.in_features,
             "width": list(self.widths),
@@ -143,7 +152,7 @@ class DeepSet:
         }
 
     def __repr__(self):
-        settings = {**self.config(), "backend": self.backend}
+        settings = {**self.config(), "backend": self.backend, **self._settings()}
         if len(set(self.widths)) == 1:
             settings["width"] = self.widths[0]
         return f"DeepSet({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
@@ -347,20 +356,22 @@ class DeepSet:
         """Set all gradients to zero."""
         self.gradients.flat[:] = 0
 
-    def to(self, backend):
-        """Return a copy of this network on another backend.
+    def to(self, backend, precision="float32"):
+        """Return a copy of this network on another backend, or in another precision.
 
         Parameters
         ----------
         backend : {"auto", "reference", "cpu", "cuda"}
             The backend of the copy. This network stays as it is.
+        precision : {"float32", "tf32"}, default="float32"
+            The precision of the copy.
 
         Returns
         -------
         DeepSet
             The same parameters, to the bit; gradients zero.
         """
-        return _rebuild(self.config(), backend, dict(self.parameters))
+        return _rebuild(self.config(), backend, dict(self.parameters), precision)
 
     def save(self, path):
         """Write the network to ``path`` (safetensors; see `fastperm.load`)."""
@@ -369,13 +380,14 @@ class DeepSet:
         save_network(self, path)
 
     def __reduce__(self):
-        return _rebuild, (self.config(), self.backend, {name: on_host(a) for name, a in self.parameters.items()})
+        parameters = {name: on_host(array) for name, array in self.parameters.items()}
+        return _rebuild, (self.config(), self.backend, parameters, self.precision)
 
     def _predict(self, given):
         try:
             sets, order = self._ordered(given)
             y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
-            self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y)
+            self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y, **self._settings())
             return beside(y if self.pool is not None else self._as_given(y, order), given.values)
         except MemoryError as error:
             self._check_halves(given, error)
@@ -389,7 +401,9 @@ class DeepSet:
             sets, order = self._ordered(given)
             own = targets if self.pool is not None or order is None else targets[order]
             self.zero_gradients()
-            return self.kernels.deep_set_step(*self._batch(sets), own, *self._whole(), gradients=self.gradients.flat)
+            batch = (*self._batch(sets), own)
+            gradients = self.gradients.flat
+            return self.kernels.deep_set_step(*batch, *self._whole(), gradients=gradients, **self._settings())
         except MemoryError as error:
             self._check_halves(given, error)
         loss, total = 0.0, self.kernels.xp.zeros_like(self.gradients.flat)
@@ -455,6 +469,10 @@ class DeepSet:
         widths = (self.in_features, *self.widths, self.out_features)
         return self.parameters.flat, widths, self.aggregate, self.pool
 
+    def _settings(self):
+        """Return what only some backends know."""
+        return {} if self.precision == "float32" else {"precision": self.precision}
+
     def _part(self, prefix) -> tuple[dict, dict]:
         """Return the parameters and the gradients whose names begin with ``prefix``, without it."""
         parameters, gradients = (
@@ -470,8 +488,8 @@ class DeepSet:
                 self.parameters[name] = initialise(array.shape, generator, gain=gain)
 
 
-def _rebuild(config, backend, parameters):
-    net = DeepSet(**config, backend=backend, seed=0)
+def _rebuild(config, backend, parameters, precision="float32"):
+    net = DeepSet(**config, backend=backend, precision=precision, seed=0)
     net.parameters.update(parameters)
     return net
 

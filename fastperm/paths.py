@@ -55,5 +55,5 @@ def explain(net, sets):
     """
     sets = net.as_sets(sets)
     widths = (net.in_features, *net.widths, net.out_features)
-    found = net.kernels.paths(sets.offsets, widths, net.aggregate, net.pool)
+    found = net.kernels.paths(sets.offsets, widths, net.aggregate, net.pool, **net._settings())
     return Explanation(net.backend, tuple(Path(name, tuple(own.tolist()), why) for name, own, why in found))

@@ -318,7 +318,7 @@ RESIDENT = (
 @pytest.mark.parametrize(("aggregate", "pool"), [("mean", "sum"), ("sum", "mean")], ids=str)
 @pytest.mark.parametrize(("widths", "counts"), RESIDENT, ids=str)
 def test_resident(cuda, widths, counts, aggregate, pool, weighted, monkeypatch):
-    from fastperm.kernels.cuda import resident
+    from fastperm.kernels.cuda import resident, strips
 
     # A unit that is on for one computation and off for the other says nothing about sums.
     for seed in range(SEED, SEED + 100):
@@ -336,12 +336,60 @@ def test_resident(cuda, widths, counts, aggregate, pool, weighted, monkeypatch):
         batch, how = (x, case.offsets, weights), (parameters, widths, aggregate, pool)
         if kernels is cuda:
             monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
-            assert isinstance(resident.layout_for(case.offsets, widths, aggregate, pool), resident.Layout)
+            assert isinstance(resident.layout_for(case.offsets, widths, aggregate, pool), strips.Layout)
         kernels.deep_set_forward(*batch, *how, y=y)
         loss = float(kernels.deep_set_step(*batch, targets_, *how, gradients=gradients))
         results.append((y, gradients - 0.5, [loss]))
     for found, wanted in zip(*results, strict=True):
         assert error(found, wanted) <= 2 * TOLERANCE
+
+
+def test_tensor_cores_multiply_what_tf32_holds_exactly(cuda, monkeypatch):
+    """Small integers and powers of 2 throughout: every number has its place in the fragments, or the result is wrong."""
+    from fastperm.kernels.cuda import resident, strips
+
+    generator = np.random.default_rng(SEED)
+    for layout in strips.TENSOR_LAYOUTS:
+        K, counts = layout.width, (64, 32) if compiling.SIMULATED else (512, 128, 256, 64)
+        widths = (3, K, K - 3, K, 4)
+        x = generator.integers(-2, 3, (sum(counts), 3)).astype(float)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        flat = np.zeros(sum(2 * a * b + b for a, b in pairwise(widths[:-1])) + 5 * K - K + 4)
+        layers, (W, b) = split_parameters(flat, widths)
+        for W_self, _, bias in layers:
+            W_self[:] = generator.integers(-1, 2, W_self.shape) * (generator.random(W_self.shape) < 4 / len(W_self))
+            bias[:] = generator.integers(0, 2, bias.shape) + 0.5  # no unit is at zero
+        W[:], b[:] = generator.integers(-1, 2, W.shape), 1
+        y, wanted = poisoned((len(counts), 4), "float32"), np.empty((len(counts), 4))
+        how = (widths, "mean", "mean")
+        reference.deep_set_forward(x, offsets, None, flat, *how, y=wanted)
+        targets = wanted - generator.integers(-2, 3, wanted.shape)
+        gradients, of_reference = np.zeros(flat.shape, np.float32), np.zeros(flat.shape)
+        monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
+        assert resident.layout_for(offsets, *how, "tf32") is layout
+        x_, flat_, targets_ = float32(x, flat, targets)
+        cuda.deep_set_forward(x_, offsets, None, flat_, *how, y=y, precision="tf32")
+        found = cuda.deep_set_step(x_, offsets, None, targets_, flat_, *how, gradients=gradients, precision="tf32")
+        loss = reference.deep_set_step(x, offsets, None, targets, flat, *how, gradients=of_reference)
+        assert error(y, wanted) <= TOLERANCE
+        assert error(gradients, of_reference) <= TOLERANCE
+        assert float(found) == pytest.approx(loss, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("width", [16] if compiling.SIMULATED else [16, 32, 64, 128])
+def test_tf32_is_tf32(cuda, width):
+    count = 32 if compiling.SIMULATED else 512
+    x = np.random.default_rng(SEED).standard_normal((2, count, 2))
+    targets = x[:, :2].sum(axis=1) / count
+    nets = [
+        fastperm.DeepSet(2, width, 3, 2, seed=SEED, backend=backend, dtype=dtype, precision=precision)
+        for backend, dtype, precision in (("cuda", "float32", "tf32"), ("reference", "float64", "float32"))
+    ]
+    losses = [net.loss_and_gradients(x, targets) for net in nets]
+    # Factors are rounded by 2^-11 at most, and some units are on in one network and off in the other.
+    assert 1e-6 < error(nets[0](x), nets[1](x)) < 5e-3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert 1e-6 < error(on_host(nets[0].gradients.flat), nets[1].gradients.flat) < 5e-2
 
 
 def test_a_loss_that_is_not_finite_is_returned(cuda):

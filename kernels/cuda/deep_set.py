@@ -27,7 +27,8 @@ from fastperm.kernels.cuda.pooling import (
     unpool,
 )
 from fastperm.kernels.cuda.product import NO_POOL
-from fastperm.kernels.cuda.resident import Layout, layout_for, resident_forward, resident_step
+from fastperm.kernels.cuda.resident import layout_for, resident_forward, resident_step
+from fastperm.kernels.cuda.strips import Layout
 from fastperm.kernels.reference.deep_set import split_parameters
 
 
@@ -41,9 +42,10 @@ def deep_set_forward(
     pool,  # "mean", "sum", "max" or None
     *,
     y,  # (S, K_fin), or (T, K_fin) without pooling
+    precision="float32",  # or "tf32"
 ):
     host_offsets = on_host(offsets)
-    layout = layout_for(host_offsets, widths, aggregate, pool)
+    layout = layout_for(host_offsets, widths, aggregate, pool, precision)
     if isinstance(layout, Layout):
         resident_forward(layout, x, host_offsets, weights, parameters, widths, aggregate, pool, y=y)
         return
@@ -51,7 +53,8 @@ def deep_set_forward(
     # Two places take turns to hold the activations.
     places = xp().empty((2, len(x) * max(widths[1:-1])), np.float32)
     hidden = [places[i % 2, : len(x) * K].reshape(len(x), K) for i, K in enumerate(widths[1:-1])]
-    _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets_of_rows(offsets, len(x)), y)
+    sets, tf32 = sets_of_rows(offsets, len(x)), precision == "tf32"
+    _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y, tf32)
 
 
 def deep_set_step(
@@ -65,10 +68,11 @@ def deep_set_step(
     pool,  # "mean", "sum", "max" or None
     *,
     gradients,  # (P,), accumulated
+    precision="float32",  # or "tf32"
 ):
     """Return the loss as an array on the GPU, which `float` waits for. If it is not finite, the gradients mean nothing."""
     host_offsets = on_host(offsets)
-    layout = layout_for(host_offsets, widths, aggregate, pool)
+    layout = layout_for(host_offsets, widths, aggregate, pool, precision)
     if isinstance(layout, Layout):
         batch = (x, host_offsets, weights, targets)
         return resident_step(layout, *batch, parameters, widths, aggregate, pool, gradients=gradients)
@@ -78,7 +82,8 @@ def deep_set_step(
     sets = sets_of_rows(offsets, len(x))
     hidden = [xp().empty((len(x), K), np.float32) for K in widths[1:-1]]
     y, dy = xp().empty(targets.shape, np.float32), xp().empty(targets.shape, np.float32)
-    pooled = _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y)
+    tf32 = precision == "tf32"
+    pooled = _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y, tf32)
     loss = squared_error(y, targets, dy)
     last, n_sets = hidden[-1], len(offsets) - 1
     p = last if pool is None else pooled.pop()
@@ -96,17 +101,19 @@ def deep_set_step(
     below = [x, *hidden[:-1]]
     for i in reversed(range(len(layers))):
         W_self, W_pool, _ = layers[i]
-        layer_parameters(g, G, below[i], pooled[i], *layer_gradients[i])
+        layer_parameters(g, G, below[i], pooled[i], *layer_gradients[i], tf32=tf32)
         if i > 0:
             dx = xp().empty(below[i].shape, np.float32)
             G = layer_inputs(
-                *(g, G, below[i], pooled[i], offsets, weights, scales, sets, W_self, W_pool, aggregate, dx), masked=True
+                *(g, G, below[i], pooled[i], offsets, weights, scales, sets, W_self, W_pool, aggregate, dx),
+                masked=True,
+                tf32=tf32,
             )
             g = dx
     return loss
 
 
-def _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y):
+def _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y, tf32):
     """Write h_1 … h_D and y; return m_0 … m_{D−1} and, with pooling, p."""
     layers, head = split_parameters(parameters, widths)
     n_sets = len(offsets) - 1
@@ -119,7 +126,7 @@ def _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, s
         finish(partials, offsets, ways[i], totals, m)
         pooled.append(m)
         code = NO_POOL if ways[i + 1] is None else CODES[ways[i + 1]]
-        partials = layer_forward(h, m, sets, weights, *layers[i], code, above)
+        partials = layer_forward(h, m, sets, weights, *layers[i], code, above, tf32=tf32)
     if pool is None:
         dense_forward(hidden[-1], *head, y=y)
         return pooled

@@ -70,28 +70,31 @@ def equivariant_backward(
         layer_inputs(g, G, x, m, offsets, weights, scales, sets, W_self, W_pool, aggregate, dx)
 
 
-def layer_forward(x, m, sets, weights, W_self, W_pool, b, code, y, *, relu=True):
+def layer_forward(x, m, sets, weights, W_self, W_pool, b, code, y, *, relu=True, tf32=False):
     """Write y (T, K_out), given m (S, K_in), and return the partial sums of its pooling by ``code``, if any."""
     c = xp().empty((len(m), b.size), np.float32)
     product(m, W_pool, c, c=b)
-    return product(x, W_self, y, c=c, sets=sets, relu=relu, weights=weights, code=code, n_sets=len(m))
+    own = {"c": c, "sets": sets, "relu": relu, "weights": weights}
+    return product(x, W_self, y, **own, code=code, n_sets=len(m), tf32=tf32)
 
 
-def layer_parameters(g, G, x, m, dW_self, dW_pool, db):
+def layer_parameters(g, G, x, m, dW_self, dW_pool, db, *, tf32=False):
     """Add what a layer sends to its parameters: g (T, K_out), its sums G (S, K_out), x (T, K_in), m (S, K_in)."""
-    add_transposed_product(x, g, dW_self)
+    add_transposed_product(x, g, dW_self, tf32=tf32)
     add_transposed_product(m, G, dW_pool)
     add_column_sums(G, db)
 
 
-def layer_inputs(g, G, x, m, offsets, weights, scales, sets, W_self, W_pool, aggregate, dx, *, masked=False):
+def layer_inputs(
+    g, G, x, m, offsets, weights, scales, sets, W_self, W_pool, aggregate, dx, *, masked=False, tf32=False
+):  # fmt: skip
     """Write dx (T, K_in), and, if x is a ReLU whose gradient is wanted (``masked``), return its sums (S, K_in)."""
     dm = xp().empty(m.shape, np.float32)
     product(G, W_pool, dm, B_along_k=True)
     if aggregate == "max":
         # Which elements share the gradient of a maximum takes a pass of its own.
         own = xp().empty(x.shape, np.float32)
-        product(g, W_self, own, B_along_k=True)
+        product(g, W_self, own, B_along_k=True, tf32=tf32)
         unpool(dm, x, m, offsets, weights, scales, sets, aggregate, own, dx, masked=masked)
         partials = pool_partials(dx, sets, len(m), None, SUM) if masked else None
     else:
@@ -104,6 +107,7 @@ def layer_inputs(g, G, x, m, offsets, weights, scales, sets, W_self, W_pool, agg
             masked_by=x if masked else None,
             code=SUM if masked else NO_POOL,
             n_sets=len(m),
+            tf32=tf32,
         )
     return set_sums(partials, offsets, len(m)) if masked else None
 

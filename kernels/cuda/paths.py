@@ -12,8 +12,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastperm.kernels.cuda.product import LIBRARY, suited
-from fastperm.kernels.cuda.resident import Layout, layout_for
+from fastperm.kernels.cuda.product import by_library, suited
+from fastperm.kernels.cuda.resident import layout_for
+from fastperm.kernels.cuda.strips import Layout
 
 
 def paths(
@@ -21,20 +22,22 @@ def paths(
     widths,  # K_0, K_1, ..., K_D, K_fin
     aggregate,  # "mean", "sum" or "max"
     pool,  # "mean", "sum", "max" or None
+    precision="float32",  # or "tf32"
 ):
     """Return a list of (name of the path, the sets that take it, why)."""
-    sets, layout = np.arange(len(offsets) - 1), layout_for(offsets, widths, aggregate, pool)
+    sets, layout = np.arange(len(offsets) - 1), layout_for(offsets, widths, aggregate, pool, precision)
     if isinstance(layout, Layout):
         room = layout.shared_bytes(np.diff(offsets).max())
         why = f"a block of {layout.threads} threads and {room:,} bytes of shared memory takes a set through all layers"
-        return [("resident", sets, f"{why}, as wide as {layout.width}")]
-    tiles = {columns: _product(inner, columns) for inner, columns in pairwise(widths)}
+        cores = ", on tensor cores in TF32" if layout.tensor_cores else ""
+        return [("resident", sets, f"{why}, as wide as {layout.width}{cores}")]
+    tiles = {columns: _product(inner, columns, precision == "tf32") for inner, columns in pairwise(widths)}
     rule = ", ".join(f"{columns} columns: {tile}" for columns, tile in tiles.items())
     return [("fused tiles", sets, f"{layout}: layer by layer, all sets in one launch; {rule}")]
 
 
-def _product(inner, columns):
-    if min(inner, columns) >= LIBRARY:
-        return "NVIDIA's library"
+def _product(inner, columns, tf32):
+    if by_library(inner, columns, tf32=tf32):
+        return f"NVIDIA's library{', in TF32' if tf32 else ''}"
     tile, _ = suited(columns)
     return f"tiles of {tile.rows} \N{MULTIPLICATION SIGN} {tile.columns}"

@@ -77,6 +77,7 @@ TILES = (
 # From so many columns and steps on, NVIDIA's library is faster, though its product is finished in a pass of its own;
 # for xᵀ g, which needs no finish, from so many rows and columns on.
 LIBRARY, LIBRARY_TRANSPOSED = (12, 12) if SIMULATED else (256, 128)
+LIBRARY_TF32 = 16  # its tensor cores; narrower products stay in float32
 
 
 def product(
@@ -93,14 +94,15 @@ def product(
     weights=None,  # (R,), for pooling
     code=NO_POOL,  # how out is pooled: SUM or MAX
     n_sets=1,  # S
+    tf32=False,  # whether tensor cores may round the factors
 ):
     """Write the product, and return the partial sums of its pooling, which `pooling.finish` takes; or None."""
     rows, inner = A.shape
     columns = out.shape[1]
     partials = None if code == NO_POOL else partial_sums(rows, n_sets, columns)
     flags = (c is not None, sets is not None, scales is not None, relu, masked_by is not None, weights is not None, code)
-    if min(inner, columns) >= LIBRARY:
-        xp().matmul(A, B.T if B_along_k else B, out=out)
+    if by_library(inner, columns, tf32=tf32):
+        _matmul(A, B.T if B_along_k else B, out, tf32)
         if any(flags[:-1]) or code != NO_POOL:
             units = -(-rows // PARTIAL_ROWS) * columns
             _finish_product(-(-units // THREADS), c, sets, scales, masked_by, weights, *flags, rows, columns, out, partials)
@@ -121,11 +123,15 @@ def add_transposed_product(
     x,  # (R, M)
     g,  # (R, N)
     total,  # (M, N): gets xᵀ g added
+    *,
+    tf32=False,  # whether tensor cores may round the factors
 ):
     inner, columns = g.shape
     rows = x.shape[1]
-    if min(rows, columns) >= LIBRARY_TRANSPOSED:
-        total += xp().matmul(x.T, g)
+    if min(rows, columns) >= (LIBRARY_TF32 if tf32 else LIBRARY_TRANSPOSED):
+        whole = xp().empty(total.shape, np.float32)
+        _matmul(x.T, g, whole, tf32)
+        total += whole
         return
     tile, kernels = suited(columns)
     tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
@@ -147,6 +153,26 @@ def add_parts(
 ):
     size = total.size
     _add_parts(-(-size // FINISH_COLUMNS), parts, len(parts), size, total)
+
+
+def by_library(inner, columns, *, tf32=False):
+    """Return whether NVIDIA's library computes a product."""
+    return min(inner, columns) >= (LIBRARY_TF32 if tf32 else LIBRARY)
+
+
+def _matmul(A, B, out, tf32):
+    """Write A B by NVIDIA's library, in the precision that was asked for, whatever CuPy is set to (CUPY_TF32)."""
+    if SIMULATED:
+        xp().matmul(A, B, out=out)
+        return
+    from cupy._core import _routines_linalg as linalg
+
+    before = linalg.get_compute_type(np.float32)
+    linalg.set_compute_type(np.float32, linalg.COMPUTE_TYPE_TF32 if tf32 else linalg.COMPUTE_TYPE_DEFAULT)
+    try:
+        xp().matmul(A, B, out=out)
+    finally:
+        linalg.set_compute_type(np.float32, before)
 
 
 def suited(columns):

@@ -14,17 +14,22 @@ On the way back the gradient g of a layer lies where h was.
 Every block adds up the gradients of its sets in a part of its own; `product.add_parts` adds up the parts. How many blocks
 there are depends on the number of sets alone, and so do the bits of the result.
 
-Widths are rounded up to one of `LAYOUTS`, whose kernels have all their loops over features unrolled.
+Widths are rounded up to a layout of ``strips.py``, which says how threads share the products.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, cuda, device, kernel, most_shared_memory, xp
 from fastperm.kernels.cuda.mean_squared_error import mean_of_sums
 from fastperm.kernels.cuda.offsets import on_device
-from fastperm.kernels.cuda.product import PAD, add_parts
+from fastperm.kernels.cuda.product import add_parts
+from fastperm.kernels.cuda.strips import (
+    LAYOUTS,
+    TENSOR_LAYOUTS,
+    VECTORS,
+    strips_of_multiply_adds,
+    strips_of_tensor_cores,
+)
 from fastperm.kernels.cuda.vectors import load4, store4
 
 # The sets are dealt out to so many blocks at most: two for each multiprocessor of a large card.
@@ -34,82 +39,18 @@ LEAST_ELEMENTS = 1 if SIMULATED else 32
 HOW = ("mean", "sum")  # what a set is pooled by
 
 
-class Layout(NamedTuple):
-    """How a block shares out a layer of up to ``width`` features among its threads.
-
-    A warp is a grid of threads over a strip: ``rows`` × ``columns`` threads, each with 2 × 4 elements (rows of x), and
-    4 ``column_parts`` features. For dW_self a group of threads has a tile of all features, ``across`` × ``down`` of it
-    for each thread.
-    """
-
-    width: int
-    rows: int
-    columns: int
-    column_parts: int
-    warps: int
-    across: int
-    down: int
-    stage: int  # elements of h that are in shared memory at once, for dW_self
-
-    @property
-    def strip(self):
-        """Number of elements of a strip."""
-        return 8 * self.rows
-
-    @property
-    def threads(self):
-        """Number of threads of a block."""
-        return self.rows * self.columns * self.warps
-
-    @property
-    def group(self):
-        """Number of threads of a group."""
-        return self.width // self.across * (self.width // self.down)
-
-    @property
-    def groups(self):
-        """Number of groups."""
-        return self.threads // self.group
-
-    @property
-    def work(self):
-        """Floats of shared memory for stages of h, or for sums of several threads."""
-        sums = self.rows * self.warps * self.width + self.threads
-        return max(self.width * (self.stage + PAD), max(self.groups // 2, 2) * self.width**2, sums)
-
-    def stride(self, longest):
-        """Return the floats from one feature to the next, for sets of so many elements: strips, and a pad."""
-        return -(-longest // self.strip) * self.strip + PAD
-
-    def shared_bytes(self, longest):
-        """Return the shared memory of a block for sets of so many elements."""
-        stride = self.stride(longest)
-        return 4 * ((self.width + 1) * stride + self.width * (self.width + PAD) + self.work + VECTORS * self.width)
-
-
-VECTORS = 5  # of one float for each feature
-
-LAYOUTS = (
-    (Layout(4, 2, 1, 1, 4, 4, 4, 32), Layout(8, 2, 2, 1, 2, 4, 4, 16), Layout(16, 1, 2, 2, 8, 8, 8, 32))
-    if SIMULATED
-    else (
-        Layout(16, 8, 4, 1, 8, 4, 4, 128),
-        Layout(32, 4, 8, 1, 8, 8, 4, 128),
-        Layout(64, 4, 8, 2, 16, 8, 8, 128),
-    )
-)
-
-
 def layout_for(
     offsets,  # (S + 1,), on the host
     widths,  # K_0, K_1, ..., K_D, K_fin
     aggregate,
     pool,
+    precision="float32",
 ):
     """Return the layout that a batch is computed with, or, in words, why there is none."""
+    layouts = TENSOR_LAYOUTS if precision == "tf32" else LAYOUTS
     if aggregate not in HOW or pool not in HOW:
         return f"only {' and '.join(HOW)} are pooled on chip"
-    suited = [layout for layout in LAYOUTS if layout.width >= max(widths)]
+    suited = [layout for layout in layouts if layout.width >= max(widths)]
     if not suited:
         return f"a width of {max(widths)} is more than {LAYOUTS[-1].width}"
     counts = np.diff(offsets)
@@ -210,62 +151,23 @@ def _masked(z, h):
 def _make(layout, training):
     """Return the kernel of a layout: predictions, or the loss and all gradients."""
     width, warps, threads, strip_rows = layout.width, layout.warps, layout.threads, layout.strip
-    thread_rows, thread_columns, column_parts = layout.rows, layout.columns, layout.column_parts
-    warp_threads, part_rows, part_columns = thread_rows * thread_columns, 4 * thread_rows, 4 * thread_columns
-    assert part_columns * column_parts == width
-    held_columns = 4 * column_parts
-    held = 8 * held_columns
-    lead = width + PAD  # of the rows of the weights, in shared memory
+    held_columns, held, tile = layout.held_columns, layout.held, layout.tile
+    strips_of = strips_of_tensor_cores if layout.tensor_cores else strips_of_multiply_adds
+    hold_rows, hold_columns, put_strip, add_outer_product, multiply_strip, add_to_tiles, put_tiles = strips_of(layout)
+    # Column j of a thread is its first one, and so many more.
+    U, near, far = layout.columns_near
+    lead = layout.lead  # of the rows of the weights, in shared memory
     # Places in shared memory: the weights of a layer, room for work, vectors, and h or g; behind it, w.
     W, free = 0, width * lead
     m = free + layout.work
     c, G, dm, dy, h = (m + (i + 1) * width for i in range(VECTORS))
+    thread_rows, warp_threads = layout.rows, layout.rows * layout.columns
+    first_row, first_column, steps = layout.rows_at_once, 1 if layout.tensor_cores else 4, layout.steps
     sums_rows, shares = warps * thread_rows, threads // width
     adders = min(32, threads // 2)
-
-    across, down, group, groups, stage = layout.across, layout.down, layout.group, layout.groups, layout.stage
-    tile_rows, tile_columns = width // across, width // down  # threads of a group
-    stage_lead, group_rows, tile = stage + PAD, stage // groups, across * down
-    fours = stage // 4
-    assert threads % fours == threads % width == 0
-    most_held, g_held = max(held, tile), 4 * down
-    assert group_rows % 4 == 0
-    assert stage % strip_rows == 0
-
-    @device
-    def hold_rows(shared, place, registers):
-        registers[0], registers[1], registers[2], registers[3] = load4(shared, place)
-        registers[4], registers[5], registers[6], registers[7] = load4(shared, place + part_rows)
-
-    @device
-    def hold_columns(shared, place, registers):
-        for i in range(column_parts):
-            i4 = 4 * i
-            registers[i4], registers[i4 + 1], registers[i4 + 2], registers[i4 + 3] = load4(
-                shared, place + i * part_columns
-            )
-
-    @device
-    def add_outer_product(a, b, sums):
-        for i in range(8):
-            for j in range(held_columns):
-                sums[i * held_columns + j] += a[i] * b[j]
-
-    @device
-    def multiply_strip(shared, place, stride, weights_place, inner, a, b, next_a, next_b, sums):
-        """Multiply a strip, whose features are rows of ``stride``, with the weights; ``inner`` is even."""
-        for i in range(held):
-            sums[i] = np.float32(0)
-        # Two steps at a time: shared memory answers one while the other is multiplied.
-        for _ in range(inner // 2):
-            hold_rows(shared, place, a)
-            hold_columns(shared, weights_place, b)
-            hold_rows(shared, place + stride, next_a)
-            hold_columns(shared, weights_place + lead, next_b)
-            add_outer_product(a, b, sums)
-            add_outer_product(next_a, next_b, sums)
-            place += 2 * stride
-            weights_place += 2 * lead
+    group, groups, stage, stage_lead = layout.group, layout.groups, layout.stage, layout.stage_lead
+    group_rows, fours, most_held, most_rows = stage // groups, stage // 4, max(held, tile), layout.most_rows
+    assert threads % fours == threads % width == stage % strip_rows == 0
 
     @device
     def add_to_own_sums(shared, own_sums, a, sums, b):
@@ -276,12 +178,12 @@ def _make(layout, training):
             for j in range(held_columns):
                 b[j] += a[r] * sums[r * held_columns + j]
         for j in range(held_columns):
-            shared[own_sums + j // 4 * part_columns + j % 4] += b[j]
+            shared[own_sums + j // U * far + j % U * near] += b[j]
 
     @device
     def clear_own_sums(shared, own_sums):
         for j in range(held_columns):
-            shared[own_sums + j // 4 * part_columns + j % 4] = np.float32(0)
+            shared[own_sums + j // U * far + j % U * near] = np.float32(0)
 
     @device
     def add_bias_and_relu(b, sums):
@@ -290,20 +192,10 @@ def _make(layout, training):
                 sums[r * held_columns + j] = _relu(sums[r * held_columns + j] + b[j])
 
     @device
-    def put_strip(array, start, stride, sums):
-        """Write this thread's part of a strip, whose features are rows of ``stride``."""
-        for j in range(held_columns):
-            place = start + (j // 4 * part_columns + j % 4) * stride
-            r0, r1, r2, r3 = j, held_columns + j, 2 * held_columns + j, 3 * held_columns + j
-            store4(array, place, sums[r0], sums[r1], sums[r2], sums[r3])
-            r0, r1, r2, r3 = r0 + 4 * held_columns, r1 + 4 * held_columns, r2 + 4 * held_columns, r3 + 4 * held_columns
-            store4(array, place + part_rows, sums[r0], sums[r1], sums[r2], sums[r3])
-
-    @device
     def mask_strip(array, start, stride, a, sums):
         """Make zero what is zero in this part of a strip of ``array``."""
         for j in range(held_columns):
-            hold_rows(array, start + (j // 4 * part_columns + j % 4) * stride, a)
+            hold_rows(array, start + (j // U * far + j % U * near) * stride, a)
             for r in range(8):
                 sums[r * held_columns + j] = _masked(sums[r * held_columns + j], a[r])
 
@@ -360,16 +252,8 @@ def _make(layout, training):
         cuda.syncthreads()
 
     @device
-    def add_tile_row(shared, place, k, of_g, of_h, tiles):
-        of_h[0], of_h[1], of_h[2], of_h[3] = load4(shared, place)
-        for r in range(4):
-            for j in range(down):
-                tiles[k * down + j] += of_h[r] * of_g[4 * j + r]
-
-    @device
     def self_gradient(
-        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded,
-        own_group, tile_row, tile_column, thread, tiles, of_g, of_h,
+        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h
     ):  # fmt: skip
         """Leave h gᵀ, (width, width), in the free room, behind its first width² numbers."""
         for i in range(tile):
@@ -389,19 +273,9 @@ def _make(layout, training):
                         h0, h1, h2, h3 = load4(kept, kept_layer + k * stride + start + row)
                         store4(shared, free + k * stage_lead + row, h0, h1, h2, h3)
             cuda.syncthreads()
-            for i in range(group_rows // 4):
-                row = own_group * group_rows + 4 * i
-                if row < rows:
-                    for j in range(down):
-                        j4 = 4 * j
-                        of_g[j4], of_g[j4 + 1], of_g[j4 + 2], of_g[j4 + 3] = load4(
-                            shared, h + (tile_column + j * tile_columns) * stride + start + row
-                        )
-                    add_tile_row(shared, free + tile_row * stage_lead + row, 0, of_g, of_h, tiles)
-                    if K > tile_rows:  # few features, those of the first layer, have one row in each tile
-                        for k in range(1, across):
-                            place = free + (tile_row + k * tile_rows) * stage_lead + row
-                            add_tile_row(shared, place, k, of_g, of_h, tiles)
+            first = own_group * group_rows
+            rows = min(np.int64(group_rows), rows - first)
+            add_to_tiles(shared, free + first, h + start + first, stride, rows, K, thread, of_g, of_h, tiles)
             cuda.syncthreads()
             start += stage
         # The groups add up theirs in pairs.
@@ -418,15 +292,12 @@ def _make(layout, training):
             cuda.syncthreads()
             half //= 2
         if own_group == 0:
-            for k in range(across):
-                for j in range(down):
-                    place = (tile_row + k * tile_rows) * width + tile_column + j * tile_columns
-                    shared[free + width * width + place] = tiles[k * down + j]
+            put_tiles(shared, free + width * width, thread, tiles)
         cuda.syncthreads()
 
     arrays = "f4* i8* f4* f4* f4* i8* " + "i4 " * 4 + "i8 " * 4 + "f4 f4* f4* f8* f4*"
 
-    @kernel(arrays, threads=threads, name=f"resident_{'step' if training else 'forward'}_{width}", dynamic=True)
+    @kernel(arrays, threads=threads, name=f"resident_{'step' if training else 'forward'}_{layout.name}", dynamic=True)
     def network(
         x,  # (T, K_0)
         offsets,  # (S + 1,)
@@ -454,7 +325,7 @@ def _make(layout, training):
         next_a = cuda.local.array(8, np.float32)
         next_b = cuda.local.array(held_columns, np.float32)
         sums = cuda.local.array(most_held, np.float32)  # of a layer, and then of dW_self
-        of_g = cuda.local.array(g_held, np.float32)
+        of_g = cuda.local.array(most_rows, np.float32)
         zero, one = np.float32(0), np.float64(1)
 
         w = h + width * stride
@@ -464,13 +335,11 @@ def _make(layout, training):
         warp = thread // warp_threads
         lane = thread % warp_threads
         # Neighbours have neighbouring elements, and then columns: every access below is free of bank conflicts.
-        own_row = 4 * (lane % thread_rows)
-        own_column = 4 * (lane // thread_rows)
+        own_row = first_row * (lane % thread_rows)
+        own_column = first_column * (lane // thread_rows)
         own_sums = free + (warp * thread_rows + lane % thread_rows) * width + own_column
         share, j = thread // width, thread % width  # where threads share a matrix of the parameters
         own_group = thread // group
-        tile_row = thread % group % tile_rows
-        tile_column = thread % group // tile_rows
         kept_start = block * kept_size
         means = kept_start + (depth - 1) * width * stride
         own_part = block * n_parameters
@@ -495,8 +364,8 @@ def _make(layout, training):
                 total += value
                 for k in range(K):
                     shared[h + k * stride + row] = x[(first + row) * K + k] if row < count else zero
-                if K % 2 == 1:
-                    shared[h + K * stride + row] = zero
+                for k in range(K, (K + steps - 1) // steps * steps):
+                    shared[h + k * stride + row] = zero
             shared[free + thread] = total
             divisor = add_up(shared, free, thread)
             aggregate_divisor = divisor if mean_aggregate else one
@@ -509,23 +378,23 @@ def _make(layout, training):
                     row = strip * strip_rows + own_row
                     hold_rows(shared, w + row, next_a)
                     for i in range(held_columns):
-                        column = own_column + i // 4 * part_columns + i % 4
+                        column = own_column + i // U * far + i % U * near
                         if column < K:
                             hold_rows(shared, h + column * stride + row, a)
                             total = zero
                             for r in range(8):
                                 total += next_a[r] * a[r]
-                            shared[own_sums + i // 4 * part_columns + i % 4] += total
+                            shared[own_sums + i // U * far + i % U * near] += total
             column_sums(shared, free, aggregate_divisor, thread, m)
 
             place = np.int64(0)  # of the parameters of a layer
             for layer in range(depth):
                 K = widths[layer]
                 N = widths[layer + 1]
-                K_even = (K + 1) // 2 * 2
+                inner = (K + steps - 1) // steps * steps
                 if training and thread < width:
                     kept[means + layer * width + thread] = shared[m + thread]
-                for k in range(share, K_even, shares):
+                for k in range(share, inner, shares):
                     shared[W + k * lead + j] = parameters[place + k * N + j] if k < K and j < N else zero
                 vector_product(
                     shared, m, K, parameters, place + K * N, N, np.int64(1), N, place + 2 * K * N, free, thread, c
@@ -537,7 +406,7 @@ def _make(layout, training):
                     strip = turn * warps + warp
                     row = strip * strip_rows + own_row
                     if strip < strips:
-                        multiply_strip(shared, h + row, stride, W + own_column, K_even, a, b, next_a, next_b, sums)
+                        multiply_strip(shared, h + strip * strip_rows, stride, W, inner, lane, a, b, next_a, next_b, sums)
                     _syncwarp()
                     if strip < strips:
                         hold_rows(shared, w + row, a)
@@ -613,7 +482,7 @@ def _make(layout, training):
 
                     self_gradient(
                         shared, x, kept, first * K, kept_layer, layer == 0, K, stride, count, padded,
-                        own_group, tile_row, tile_column, thread, sums, of_g, a,
+                        own_group, thread, sums, of_g, a,
                     )  # fmt: skip
                     if j < N:
                         for k in range(share, K, shares):
@@ -621,8 +490,8 @@ def _make(layout, training):
                             _put(parts, at, shared[free + width * width + k * width + j], fresh)
                             _put(parts, at + K * N, shared[m + k] * shared[G + j], fresh)
                     if layer > 0:
-                        N_even = (N + 1) // 2 * 2
-                        if j < N_even:
+                        inner = (N + steps - 1) // steps * steps
+                        if j < inner:
                             for k in range(share, width, shares):
                                 shared[W + j * lead + k] = parameters[place + k * N + j] if k < K and j < N else zero
                         cuda.syncthreads()
@@ -634,7 +503,7 @@ def _make(layout, training):
                             strip = turn * warps + warp
                             row = strip * strip_rows + own_row
                             if strip < strips:
-                                multiply_strip(shared, h + row, stride, W + own_column, N_even, a, b, next_a, next_b, sums)
+                                multiply_strip(shared, h + strip * strip_rows, stride, W, inner, lane, a, b, next_a, next_b, sums)
                             _syncwarp()
                             if strip < strips:
                                 hold_rows(shared, w + row, a)
@@ -654,4 +523,4 @@ def _make(layout, training):
     return network
 
 
-KERNELS_OF = {layout: (_make(layout, False), _make(layout, True)) for layout in LAYOUTS}
+KERNELS_OF = {layout: (_make(layout, False), _make(layout, True)) for layout in (*LAYOUTS, *TENSOR_LAYOUTS)}

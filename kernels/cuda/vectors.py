@@ -1,7 +1,9 @@
-"""Four numbers in one access of 128 bits.
+"""Two or four numbers in one access of 64 or 128 bits, and products of tensor cores.
 
-Numba has no such access, so an intrinsic emits it; the simulator, which knows no intrinsics, gets a twin in Python.
+Numba has neither, so intrinsics emit them; the simulator, which knows no intrinsics, gets twins in Python.
 """
+
+import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device
 
@@ -20,46 +22,124 @@ if SIMULATED or cuda is None:
         array[place + 2] = c
         array[place + 3] = d
 
+    @device
+    def load2(array, place):
+        """Return two float32 of an array; ``place``, counted in elements, is a multiple of 2."""
+        return array[place], array[place + 1]
+
+    @device
+    def store2(array, place, a, b):
+        """Write two float32 to an array; ``place``, counted in elements, is a multiple of 2."""
+        array[place] = a
+        array[place + 1] = b
+
+    @device
+    def round_tf32(x):
+        """Return x so that tensor cores, which cut off the last 13 bits, take the nearest TF32."""
+        return (np.array(x, np.float32).view(np.int32) + np.int32(1 << 12)).view(np.float32)[()]
+
+    @device
+    def multiply_tf32(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+        """Return a b + c of a warp, the only one of its block, as PTX documents ``mma.m16n8k8`` for TF32."""
+        fragments = cuda.shared.array((32, 6), np.float32)
+        lane = cuda.threadIdx.x
+        fragments[lane] = a0, a1, a2, a3, b0, b1
+        cuda.syncthreads()
+        seen = (fragments.view(np.int32) & np.int32(-1 << 13)).view(np.float32)
+        row, column = lane // 4, 2 * (lane % 4)
+        sums = []
+        for c, i, j in ((c0, row, column), (c1, row, column + 1), (c2, row + 8, column), (c3, row + 8, column + 1)):
+            for k in range(8):
+                a = seen[i % 8 * 4 + k % 4, i // 8 + k // 4 * 2]
+                c = np.float32(c + a * seen[j * 4 + k % 4, 4 + k // 4])
+            sums.append(c)
+        cuda.syncthreads()
+        return tuple(sums)
+
 else:
     from llvmlite import ir
     from numba import types
 
     from fastperm.kernels.cuda.compiling import intrinsic
 
-    _VECTOR = ir.VectorType(ir.FloatType(), 4)
+    _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 
-    def _address(context, builder, array_type, array, place):
+    def _address(context, builder, array_type, array, place, vector):
         if isinstance(array_type, types.Array):
             array = context.make_array(array_type)(context, builder, array).data
-        return builder.bitcast(builder.gep(array, [place]), _VECTOR.as_pointer())
+        return builder.bitcast(builder.gep(array, [place]), vector.as_pointer())
 
     def _lane(i):
-        return ir.Constant(ir.IntType(32), i)
+        return ir.Constant(_INT, i)
+
+    def _load(length):
+        vector_type = ir.VectorType(_FLOAT, length)
+
+        def generate(context, builder, signature, arguments):
+            address = _address(context, builder, signature.args[0], *arguments, vector_type)
+            vector = builder.load(address, align=4 * length)
+            numbers = [builder.extract_element(vector, _lane(i)) for i in range(length)]
+            return context.make_tuple(builder, signature.return_type, numbers)
+
+        return generate
+
+    def _store(length):
+        vector_type = ir.VectorType(_FLOAT, length)
+
+        def generate(context, builder, signature, arguments):
+            address = _address(context, builder, signature.args[0], *arguments[:2], vector_type)
+            vector = ir.Constant(vector_type, ir.Undefined)
+            for i, number in enumerate(arguments[2:]):
+                vector = builder.insert_element(vector, number, _lane(i))
+            builder.store(vector, address, align=4 * length)
+
+        return generate
 
     @intrinsic
     def load4(typing_context, array, place):
         """Return four float32 of an array; ``place``, counted in elements, is a multiple of 4."""
+        return types.UniTuple(types.float32, 4)(array, types.int64), _load(4)
 
-        def generate(context, builder, signature, arguments):
-            address = _address(context, builder, signature.args[0], *arguments)
-            vector = builder.load(address, align=16)
-            numbers = [builder.extract_element(vector, _lane(i)) for i in range(4)]
-            return context.make_tuple(builder, signature.return_type, numbers)
-
-        return types.UniTuple(types.float32, 4)(array, types.int64), generate
+    @intrinsic
+    def load2(typing_context, array, place):
+        """Return two float32 of an array; ``place``, counted in elements, is a multiple of 2."""
+        return types.UniTuple(types.float32, 2)(array, types.int64), _load(2)
 
     @intrinsic
     def store4(typing_context, array, place, a, b, c, d):
         """Write four float32 to an array; ``place``, counted in elements, is a multiple of 4."""
+        return types.void(array, types.int64, *[types.float32] * 4), _store(4)
+
+    @intrinsic
+    def store2(typing_context, array, place, a, b):
+        """Write two float32 to an array; ``place``, counted in elements, is a multiple of 2."""
+        return types.void(array, types.int64, *[types.float32] * 2), _store(2)
+
+    @intrinsic
+    def round_tf32(typing_context, x):
+        """Return x so that tensor cores, which cut off the last 13 bits, take the nearest TF32."""
 
         def generate(context, builder, signature, arguments):
-            address = _address(context, builder, signature.args[0], *arguments[:2])
-            vector = ir.Constant(_VECTOR, ir.Undefined)
-            for i, number in enumerate(arguments[2:]):
-                vector = builder.insert_element(vector, number, _lane(i))
-            builder.store(vector, address, align=16)
+            bits = builder.add(builder.bitcast(arguments[0], _INT), ir.Constant(_INT, 1 << 12))
+            return builder.bitcast(bits, _FLOAT)
 
-        return types.void(array, types.int64, *[types.float32] * 4), generate
+        return types.float32(types.float32), generate
+
+    @intrinsic
+    def multiply_tf32(typing_context, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+        """Return a b + c of a warp: a (16, 8), b (8, 8), c (16, 8) in the fragments of ``mma.m16n8k8``."""
+        code = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
+        result = ir.LiteralStructType([_FLOAT] * 4)
+        kind = ir.FunctionType(result, [_INT] * 6 + [_FLOAT] * 4)
+        product = ir.InlineAsm(kind, code, ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4), side_effect=True)
+
+        def generate(context, builder, signature, arguments):
+            bits = [builder.bitcast(argument, _INT) for argument in arguments[:6]]
+            found = builder.call(product, bits + list(arguments[6:]))
+            numbers = [builder.extract_value(found, i) for i in range(4)]
+            return context.make_tuple(builder, signature.return_type, numbers)
+
+        return types.UniTuple(types.float32, 4)(*[types.float32] * 10), generate
 
 
 def aligned(array, columns):

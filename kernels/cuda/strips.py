@@ -1,0 +1,325 @@
+"""How the threads of a block share out a layer of a set that lies in shared memory; part of ``resident.py``.
+
+Activations lie there with their features in rows, h (K, N). A warp computes a strip of elements with all features, and a
+group of warps a tile of dW_self over its share of the elements. Each thread has 8 elements of a strip, and some features,
+in registers: ``sums[r * held_columns + j]`` for element r and feature j.
+
+There are two ways: fused multiply-adds on blocks of numbers, and tensor cores on fragments.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastperm.kernels.cuda.compiling import SIMULATED, device
+from fastperm.kernels.cuda.vectors import load2, load4, multiply_tf32, round_tf32, store2, store4
+
+VECTORS = 5  # in shared memory, of one float for each feature
+
+
+class Layout(NamedTuple):
+    """A block for layers of up to ``width`` features.
+
+    A warp is a grid of ``rows`` × ``columns`` threads over a strip, each with 8 elements. For dW_self a group of threads
+    has a tile of all features, ``across`` × ``down`` numbers of it each.
+    """
+
+    width: int
+    rows: int
+    columns: int
+    warps: int
+    across: int
+    down: int
+    stage: int  # elements of h that are in shared memory at once, for dW_self
+    tensor_cores: bool = False
+
+    @property
+    def name(self):
+        """What sets its kernels apart from those of other layouts."""
+        return f"tf32_{self.width}" if self.tensor_cores else str(self.width)
+
+    @property
+    def strip(self):
+        """Number of elements of a strip."""
+        return 8 * self.rows
+
+    @property
+    def threads(self):
+        """Number of threads of a block."""
+        return self.rows * self.columns * self.warps
+
+    @property
+    def held_columns(self):
+        """Number of features of a thread."""
+        return self.width // self.columns
+
+    @property
+    def held(self):
+        """Number of sums of a thread."""
+        return 8 * self.held_columns
+
+    @property
+    def columns_near(self):
+        """Which features a thread has: u of them in a row, so far apart, and so far from the next u."""
+        return (2, 8, 16) if self.tensor_cores else (4, 1, 4 * self.columns)
+
+    @property
+    def rows_at_once(self):
+        """How many elements of a thread lie side by side."""
+        return 2 if self.tensor_cores else 4
+
+    @property
+    def steps(self):
+        """How many features a strip is multiplied by at once: the inner length of a product is rounded up to these."""
+        return 8 if self.tensor_cores else 2
+
+    @property
+    def pad(self):
+        """Floats between rows of shared memory that keep its accesses off each other's banks."""
+        return 8 if self.tensor_cores else 4
+
+    @property
+    def lead(self):
+        """Floats from one row of the weights to the next."""
+        return self.width + self.pad
+
+    @property
+    def stage_lead(self):
+        """Floats from one feature of a stage to the next."""
+        return self.stage + 4
+
+    @property
+    def tile(self):
+        """Numbers of dW_self that a thread has."""
+        return self.across * self.down
+
+    @property
+    def group(self):
+        """Number of threads of a group."""
+        return self.width**2 // self.tile
+
+    @property
+    def groups(self):
+        """Number of groups."""
+        return self.threads // self.group
+
+    @property
+    def most_rows(self):
+        """Numbers of g that a thread holds for its tile."""
+        return self.down if self.tensor_cores else 4 * self.down
+
+    @property
+    def work(self):
+        """Floats of shared memory for stages of h, or for sums of several threads."""
+        sums = self.rows * self.warps * self.width + self.threads
+        return max(self.width * self.stage_lead, max(self.groups // 2, 2) * self.width**2, sums)
+
+    def stride(self, longest):
+        """Return the floats from one feature to the next, for sets of so many elements: strips, and a pad."""
+        return -(-longest // self.strip) * self.strip + self.pad
+
+    def shared_bytes(self, longest):
+        """Return the shared memory of a block for sets of so many elements."""
+        return 4 * ((self.width + 1) * self.stride(longest) + self.width * self.lead + self.work + VECTORS * self.width)
+
+
+LAYOUTS = (
+    (Layout(4, 2, 1, 4, 4, 4, 32), Layout(8, 2, 2, 2, 4, 4, 16), Layout(16, 1, 2, 8, 8, 8, 32))
+    if SIMULATED
+    else (Layout(16, 8, 4, 8, 4, 4, 128), Layout(32, 4, 8, 8, 8, 4, 128), Layout(64, 4, 8, 16, 8, 8, 128))
+)
+TENSOR_LAYOUTS = (
+    (Layout(16, 4, 8, 1, 2, 4, 32, True),)  # the simulator's blocks of tensor cores have one warp
+    if SIMULATED
+    else (
+        Layout(16, 4, 8, 8, 2, 4, 128, True),
+        Layout(32, 4, 8, 8, 4, 8, 128, True),
+        Layout(64, 4, 8, 16, 8, 8, 128, True),
+    )
+)
+
+
+def strips_of_multiply_adds(layout):
+    """Return the functions of a layout, which read shared memory 128 bits at a time."""
+    held_columns, held, lead, width = layout.held_columns, layout.held, layout.lead, layout.width
+    thread_rows, part_rows, part_columns = layout.rows, 4 * layout.rows, 4 * layout.columns
+    column_parts = held_columns // 4
+    across, down, group, stage_lead = layout.across, layout.down, layout.group, layout.stage_lead
+    tile_rows, tile_columns = width // across, width // down  # threads of a group
+    assert part_columns * column_parts == width
+    assert layout.stage // layout.groups % 4 == 0
+
+    @device
+    def hold_rows(array, place, registers):
+        registers[0], registers[1], registers[2], registers[3] = load4(array, place)
+        registers[4], registers[5], registers[6], registers[7] = load4(array, place + part_rows)
+
+    @device
+    def hold_columns(shared, place, registers):
+        for i in range(column_parts):
+            i4 = 4 * i
+            registers[i4], registers[i4 + 1], registers[i4 + 2], registers[i4 + 3] = load4(
+                shared, place + i * part_columns
+            )
+
+    @device
+    def put_strip(array, start, stride, sums):
+        """Write this thread's part of a strip, whose features are rows of ``stride``."""
+        for j in range(held_columns):
+            place = start + (j // 4 * part_columns + j % 4) * stride
+            r0, r1, r2, r3 = j, held_columns + j, 2 * held_columns + j, 3 * held_columns + j
+            store4(array, place, sums[r0], sums[r1], sums[r2], sums[r3])
+            r0, r1, r2, r3 = r0 + 4 * held_columns, r1 + 4 * held_columns, r2 + 4 * held_columns, r3 + 4 * held_columns
+            store4(array, place + part_rows, sums[r0], sums[r1], sums[r2], sums[r3])
+
+    @device
+    def add_outer_product(a, b, sums):
+        for i in range(8):
+            for j in range(held_columns):
+                sums[i * held_columns + j] += a[i] * b[j]
+
+    @device
+    def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
+        """Multiply a strip, whose features are rows of ``stride``, with the weights; ``inner`` is even."""
+        place, weights_place = strip + 4 * (lane % thread_rows), weights + 4 * (lane // thread_rows)
+        for i in range(held):
+            sums[i] = np.float32(0)
+        # Two steps at a time: shared memory answers one while the other is multiplied.
+        for _ in range(inner // 2):
+            hold_rows(shared, place, a)
+            hold_columns(shared, weights_place, b)
+            hold_rows(shared, place + stride, next_a)
+            hold_columns(shared, weights_place + lead, next_b)
+            add_outer_product(a, b, sums)
+            add_outer_product(next_a, next_b, sums)
+            place += 2 * stride
+            weights_place += 2 * lead
+
+    @device
+    def add_tile_row(shared, place, k, of_g, of_h, tiles):
+        of_h[0], of_h[1], of_h[2], of_h[3] = load4(shared, place)
+        for r in range(4):
+            for j in range(down):
+                tiles[k * down + j] += of_h[r] * of_g[4 * j + r]
+
+    @device
+    def add_to_tiles(shared, of_stage, of_strip, stride, rows, K, thread, of_g, of_h, tiles):
+        """Add h gᵀ of so many elements, a multiple of 4, to the tile of the group."""
+        tile_row = thread % group % tile_rows
+        tile_column = thread % group // tile_rows
+        for row in range(0, rows, 4):
+            for j in range(down):
+                j4 = 4 * j
+                of_g[j4], of_g[j4 + 1], of_g[j4 + 2], of_g[j4 + 3] = load4(
+                    shared, of_strip + (tile_column + j * tile_columns) * stride + row
+                )
+            add_tile_row(shared, of_stage + tile_row * stage_lead + row, 0, of_g, of_h, tiles)
+            if K > tile_rows:  # few features, those of the first layer, have one row in each tile
+                for k in range(1, across):
+                    add_tile_row(shared, of_stage + (tile_row + k * tile_rows) * stage_lead + row, k, of_g, of_h, tiles)
+
+    @device
+    def put_tiles(shared, start, thread, tiles):
+        """Write the tile (width, width) of the first group."""
+        place = start + thread % tile_rows * width + thread // tile_rows
+        for k in range(across):
+            for j in range(down):
+                shared[place + k * tile_rows * width + j * tile_columns] = tiles[k * down + j]
+
+    return hold_rows, hold_columns, put_strip, add_outer_product, multiply_strip, add_to_tiles, put_tiles
+
+
+def strips_of_tensor_cores(layout):
+    """Return the functions of a layout whose products take tensor cores: m16n8k8 in TF32, sums in float32.
+
+    Features are the rows of a fragment and elements its columns, so that a thread has pairs of elements side by side. Of
+    the 32 threads of a warp, thread 4 g + t has features g and g + 8 of 16, and elements 2 t and 2 t + 1 of 8.
+    """
+    held_columns, held, lead, width = layout.held_columns, layout.held, layout.lead, layout.width
+    stage_lead, down, group = layout.stage_lead, layout.down, layout.group
+    features, tile_features, tile_columns = width // 16, layout.across // 2, down // 2  # fragments
+    assert layout.rows == 4
+    assert layout.columns == 8
+    assert layout.tile == 4 * tile_features * tile_columns
+    assert tile_features == features
+    assert layout.stage // layout.groups % 8 == 0
+
+    @device
+    def hold_rows(array, place, registers):
+        for i in range(4):
+            registers[2 * i], registers[2 * i + 1] = load2(array, place + 8 * i)
+
+    @device
+    def hold_columns(shared, place, registers):
+        for j in range(held_columns):
+            registers[j] = shared[place + j // 2 * 16 + j % 2 * 8]
+
+    @device
+    def put_strip(array, start, stride, sums):
+        """Write this thread's part of a strip, whose features are rows of ``stride``."""
+        for j in range(held_columns):
+            place = start + (j // 2 * 16 + j % 2 * 8) * stride
+            for i in range(4):
+                store2(array, place + 8 * i, sums[2 * i * held_columns + j], sums[(2 * i + 1) * held_columns + j])
+
+    @device
+    def add_outer_product(a, b, sums):
+        for i in range(8):
+            for j in range(held_columns):
+                sums[i * held_columns + j] += a[i] * b[j]
+
+    @device
+    def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
+        """Multiply a strip, whose features are rows of ``stride``, with the weights; ``inner`` is a multiple of 8."""
+        place, weights_place = strip + lane % 4 * stride + lane // 4, weights + lane % 4 * lead + lane // 4
+        for i in range(held):
+            sums[i] = np.float32(0)
+        for _ in range(inner // 8):
+            for i in range(4):
+                a[2 * i] = round_tf32(shared[place + 8 * i])
+                a[2 * i + 1] = round_tf32(shared[place + 4 * stride + 8 * i])
+            for f in range(features):
+                of_weights = weights_place + 16 * f
+                w0, w1 = round_tf32(shared[of_weights]), round_tf32(shared[of_weights + 8])
+                w2, w3 = round_tf32(shared[of_weights + 4 * lead]), round_tf32(shared[of_weights + 4 * lead + 8])
+                for i in range(4):
+                    r, j = 2 * i * held_columns, 2 * f
+                    sums[r + j], sums[r + held_columns + j], sums[r + j + 1], sums[r + held_columns + j + 1] = multiply_tf32(
+                        w0, w1, w2, w3, a[2 * i], a[2 * i + 1],
+                        sums[r + j], sums[r + held_columns + j], sums[r + j + 1], sums[r + held_columns + j + 1],
+                    )  # fmt: skip
+            place += 8 * stride
+            weights_place += 8 * lead
+
+    @device
+    def add_to_tiles(shared, of_stage, of_strip, stride, rows, K, thread, of_g, of_h, tiles):
+        """Add h gᵀ of so many elements, a multiple of 8, to the tile of the group."""
+        lane = thread % 32
+        place = of_stage + lane // 4 * stage_lead + lane % 4
+        g_place = of_strip + (thread % group // 32 * (8 * tile_columns) + lane // 4) * stride + lane % 4
+        for row in range(0, rows, 8):
+            for j in range(tile_columns):
+                of_g[2 * j] = round_tf32(shared[g_place + 8 * j * stride + row])
+                of_g[2 * j + 1] = round_tf32(shared[g_place + 8 * j * stride + row + 4])
+            for f in range(tile_features):
+                of_features = place + 16 * f * stage_lead + row
+                h0, h1 = round_tf32(shared[of_features]), round_tf32(shared[of_features + 8 * stage_lead])
+                h2, h3 = round_tf32(shared[of_features + 4]), round_tf32(shared[of_features + 8 * stage_lead + 4])
+                for j in range(tile_columns):
+                    i = 4 * (f * tile_columns + j)
+                    tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3] = multiply_tf32(
+                        h0, h1, h2, h3, of_g[2 * j], of_g[2 * j + 1], tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3]
+                    )
+
+    @device
+    def put_tiles(shared, start, thread, tiles):
+        """Write the tile (width, width) of the first group."""
+        lane = thread % 32
+        place = start + lane // 4 * width + thread // 32 * (8 * tile_columns) + 2 * (lane % 4)
+        for f in range(tile_features):
+            for j in range(tile_columns):
+                for half in range(2):
+                    i, at = 4 * (f * tile_columns + j) + 2 * half, place + (16 * f + 8 * half) * width + 8 * j
+                    shared[at], shared[at + 1] = tiles[i], tiles[i + 1]
+
+    return hold_rows, hold_columns, put_strip, add_outer_product, multiply_strip, add_to_tiles, put_tiles
