@@ -34,7 +34,7 @@ class Case(NamedTuple):
         batch = self.batch if batch is None else batch
         task = PowerSpectrum(self.out_features, self.out_features, self.set_size, dtype=self.dtype)
         sets, targets = task.sample(batch, self.seed)
-        return sets.values.reshape(batch, self.set_size, self.in_features), targets.astype(self.dtype)
+        return sets.values.reshape(batch, self.set_size, self.in_features), np.ascontiguousarray(targets, self.dtype)
 
 
 class Ours:

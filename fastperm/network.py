@@ -354,7 +354,7 @@ class DeepSet:
 
     def zero_gradients(self):
         """Set all gradients to zero."""
-        self.gradients.flat[:] = 0
+        self.gradients.flat.fill(0)
 
     def to(self, backend, precision="float32"):
         """Return a copy of this network on another backend, or in another precision.

@@ -21,7 +21,7 @@ class OnDevice:
             inputs, on_device = map(self._moved, inputs), {key: self._moved(value) for key, value in outputs.items()}
             result = getattr(self.kernels, name)(*inputs, **on_device)
             for key, value in outputs.items():
-                if value is not None:
+                if isinstance(value, np.ndarray):
                     value[...] = on_host(on_device[key])
             return result
 

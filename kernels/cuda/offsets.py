@@ -21,6 +21,23 @@ def on_device(
     return _copied(array.tobytes(), array.dtype.str, current_device())
 
 
+def sizes(
+    offsets,  # (S + 1,), on the host
+):
+    """Return the numbers of elements of a batch of sets: the mean and the largest."""
+    return _sizes(offsets) if offsets.nbytes > KEPT_BYTES else _known_sizes(offsets.tobytes(), offsets.dtype.str)
+
+
+def _sizes(offsets):
+    counts = np.diff(offsets)
+    return float(counts.mean()), int(counts.max())
+
+
+@functools.lru_cache(KEPT)
+def _known_sizes(content, dtype):
+    return _sizes(np.frombuffer(content, dtype))
+
+
 @functools.lru_cache(KEPT)
 def _copied(content, dtype, device):
     copied = xp().asarray(np.frombuffer(content, dtype))

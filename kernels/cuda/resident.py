@@ -21,7 +21,7 @@ import numpy as np
 
 from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, cuda, device, kernel, most_shared_memory, xp
 from fastperm.kernels.cuda.mean_squared_error import mean_of_sums
-from fastperm.kernels.cuda.offsets import on_device
+from fastperm.kernels.cuda.offsets import on_device, sizes
 from fastperm.kernels.cuda.product import add_parts
 from fastperm.kernels.cuda.strips import (
     LAYOUTS,
@@ -30,7 +30,7 @@ from fastperm.kernels.cuda.strips import (
     strips_of_multiply_adds,
     strips_of_tensor_cores,
 )
-from fastperm.kernels.cuda.vectors import load4, store4
+from fastperm.kernels.cuda.vectors import copy4, end_copies, wait_for_copies_but_one
 
 # The sets are dealt out to so many blocks at most: two for each multiprocessor of a large card.
 BLOCKS = 3 if SIMULATED else 264
@@ -53,12 +53,12 @@ def layout_for(
     suited = [layout for layout in layouts if layout.width >= max(widths)]
     if not suited:
         return f"a width of {max(widths)} is more than {LAYOUTS[-1].width}"
-    counts = np.diff(offsets)
-    if counts.mean() < LEAST_ELEMENTS:
-        return f"sets of {counts.mean():.3g} elements, on average, are fewer than {LEAST_ELEMENTS}"
-    needed, most = suited[0].shared_bytes(counts.max()), most_shared_memory()
+    mean, longest = sizes(offsets)
+    if mean < LEAST_ELEMENTS:
+        return f"sets of {mean:.3g} elements, on average, are fewer than {LEAST_ELEMENTS}"
+    needed, most = suited[0].shared_bytes(longest), most_shared_memory()
     if needed > most:
-        return f"a set of {counts.max():,} elements needs {needed:,} bytes of shared memory, and a block has {most:,}"
+        return f"a set of {longest:,} elements needs {needed:,} bytes of shared memory, and a block has {most:,}"
     return suited[0]
 
 
@@ -107,16 +107,16 @@ def resident_step(
 def _launch(
     layout, training, x, offsets, weights, targets, parameters, widths, aggregate, pool, factor, **outputs
 ):  # fmt: skip
-    n_sets, depth, longest = len(offsets) - 1, len(widths) - 2, int(np.diff(offsets).max())
+    n_sets, depth, (_, longest) = len(offsets) - 1, len(widths) - 2, sizes(offsets)
     blocks, stride = min(n_sets, BLOCKS), layout.stride(longest)
     # h_1 … h_{D−1} and m_0 … m_{D−1} of one set for each block.
     kept_size = layout.width * ((depth - 1) * stride + depth)
     kept = xp().empty((blocks, kept_size), np.float32) if training else None
     places = on_device(offsets), on_device(np.array(widths, np.int64))
     flags = (weights is not None, aggregate == "mean", pool == "mean", depth)
-    sizes = (n_sets, stride, kept_size, parameters.size)
+    lengths = (n_sets, stride, kept_size, parameters.size)
     KERNELS_OF[layout][training](
-        *(blocks, x, places[0], weights, targets, parameters, places[1], *flags, *sizes, factor, kept),
+        *(blocks, x, places[0], weights, targets, parameters, places[1], *flags, *lengths, factor, kept),
         *(outputs.get(name) for name in ("parts", "losses", "y")),
         shared=layout.shared_bytes(longest),
     )
@@ -164,9 +164,11 @@ def _make(layout, training):
     thread_rows, warp_threads = layout.rows, layout.rows * layout.columns
     first_row, first_column, steps = layout.rows_at_once, 1 if layout.tensor_cores else 4, layout.steps
     sums_rows, shares = warps * thread_rows, threads // width
+    rounds = width // shares  # of the threads over a matrix of the parameters
     adders = min(32, threads // 2)
     group, groups, stage, stage_lead = layout.group, layout.groups, layout.stage, layout.stage_lead
-    group_rows, fours, most_held, most_rows = stage // groups, stage // 4, max(held, tile), layout.most_rows
+    stage_size, fours = layout.stage_size, stage // 4
+    group_rows, most_held, most_rows = stage // groups, max(held, tile), layout.most_rows
     assert threads % fours == threads % width == stage % strip_rows == 0
 
     @device
@@ -233,13 +235,24 @@ def _make(layout, training):
         cuda.syncthreads()
 
     @device
-    def vector_product(shared, v, length, matrix, start, k_lead, j_lead, count, bias, at, thread, out):
+    def hold_matrix(matrix, start, K, N, share, j, registers):
+        """Take this thread's share of column j of a matrix (K, N) of the parameters, all at once; zeros beyond it."""
+        for i in range(rounds):
+            k = share + i * shares
+            registers[i] = matrix[start + k * N + j] if k < K and j < N else np.float32(0)
+
+    @device
+    def vector_product(shared, v, length, matrix, start, k_lead, j_lead, count, bias, at, thread, out, registers):
         """Write Σ_k v_k matrix_kj, plus the bias if there is one (bias ≥ 0), for j < count, and zeros beyond."""
         j = thread % width
         total = np.float32(0)
-        if j < count:
-            for k in range(thread // width, length, shares):
-                total += shared[v + k] * matrix[start + k * k_lead + j * j_lead]
+        for i in range(rounds):
+            k = thread // width + i * shares
+            registers[i] = matrix[start + k * k_lead + j * j_lead] if k < length and j < count else np.float32(0)
+        for i in range(rounds):
+            k = thread // width + i * shares
+            if k < length:
+                total += shared[v + k] * registers[i]
         shared[at + thread] = total
         cuda.syncthreads()
         if thread < width:
@@ -252,32 +265,46 @@ def _make(layout, training):
         cuda.syncthreads()
 
     @device
+    def fetch_stage(
+        shared, room, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start, thread
+    ):  # fmt: skip
+        """Begin to copy a stage of h, if there is one."""
+        if start < padded:
+            if is_first:
+                for row in range(thread, min(np.int64(stage), padded - start), threads):
+                    for k in range(K):
+                        value = x[x_start + (start + row) * K + k] if start + row < count else np.float32(0)
+                        shared[room + k * stage_lead + row] = value
+            else:
+                row = thread % fours * 4
+                if start + row < padded:
+                    for k in range(thread // fours, K, threads // fours):
+                        copy4(shared, room + k * stage_lead + row, kept, kept_layer + k * stride + start + row)
+        end_copies()
+
+    @device
     def self_gradient(
         shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h
     ):  # fmt: skip
         """Leave h gᵀ, (width, width), in the free room, behind its first width² numbers."""
         for i in range(tile):
             tiles[i] = np.float32(0)
-        start = np.int64(0)
+        # One stage is on its way while the other is multiplied.
+        start, room = np.int64(0), np.int64(free)
+        fetch_stage(shared, room, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start, thread)
         while start < padded:
-            rows = min(np.int64(stage), padded - start)
-            if is_first:
-                for row in range(thread, rows, threads):
-                    for k in range(K):
-                        value = x[x_start + (start + row) * K + k] if start + row < count else np.float32(0)
-                        shared[free + k * stage_lead + row] = value
-            else:
-                row = thread % fours * 4
-                if row < rows:
-                    for k in range(thread // fours, K, threads // fours):
-                        h0, h1, h2, h3 = load4(kept, kept_layer + k * stride + start + row)
-                        store4(shared, free + k * stage_lead + row, h0, h1, h2, h3)
+            other = free + free + stage_size - room
+            fetch_stage(
+                shared, other, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start + stage, thread
+            )
+            wait_for_copies_but_one()
             cuda.syncthreads()
-            first = own_group * group_rows
-            rows = min(np.int64(group_rows), rows - first)
-            add_to_tiles(shared, free + first, h + start + first, stride, rows, K, thread, of_g, of_h, tiles)
+            first = start + own_group * group_rows
+            rows = min(np.int64(group_rows), padded - first)
+            add_to_tiles(shared, room + first - start, h + first, stride, rows, K, thread, of_g, of_h, tiles)
             cuda.syncthreads()
             start += stage
+            room = other
         # The groups add up theirs in pairs.
         half = groups // 2
         own = thread % group
@@ -394,10 +421,13 @@ def _make(layout, training):
                 inner = (K + steps - 1) // steps * steps
                 if training and thread < width:
                     kept[means + layer * width + thread] = shared[m + thread]
-                for k in range(share, inner, shares):
-                    shared[W + k * lead + j] = parameters[place + k * N + j] if k < K and j < N else zero
+                hold_matrix(parameters, place, K, N, share, j, sums)
+                for i in range(rounds):
+                    k = share + i * shares
+                    if k < inner:
+                        shared[W + k * lead + j] = sums[i]
                 vector_product(
-                    shared, m, K, parameters, place + K * N, N, np.int64(1), N, place + 2 * K * N, free, thread, c
+                    shared, m, K, parameters, place + K * N, N, np.int64(1), N, place + 2 * K * N, free, thread, c, sums
                 )
                 clear_own_sums(shared, own_sums)
                 last = layer == depth - 1
@@ -421,7 +451,7 @@ def _make(layout, training):
 
             K = widths[depth]
             N = widths[depth + 1]
-            vector_product(shared, m, K, parameters, place, N, np.int64(1), N, place + K * N, free, thread, c)
+            vector_product(shared, m, K, parameters, place, N, np.int64(1), N, place + K * N, free, thread, c, sums)
             if not training:
                 if thread < N:
                     y[s * N + thread] = shared[c + thread]
@@ -444,7 +474,7 @@ def _make(layout, training):
                 if thread < N:
                     _put(parts, own_part + place + K * N + thread, shared[dy + thread], fresh)
                 vector_product(
-                    shared, dy, N, parameters, place, np.int64(1), N, K, np.int64(-1), free, thread, dm
+                    shared, dy, N, parameters, place, np.int64(1), N, K, np.int64(-1), free, thread, dm, sums
                 )
 
                 # g of the last layer, in place of h.
@@ -491,12 +521,13 @@ def _make(layout, training):
                             _put(parts, at + K * N, shared[m + k] * shared[G + j], fresh)
                     if layer > 0:
                         inner = (N + steps - 1) // steps * steps
+                        hold_matrix(parameters, place, K, N, share, j, sums)
                         if j < inner:
-                            for k in range(share, width, shares):
-                                shared[W + j * lead + k] = parameters[place + k * N + j] if k < K and j < N else zero
+                            for i in range(rounds):
+                                shared[W + j * lead + share + i * shares] = sums[i]
                         cuda.syncthreads()
                         vector_product(
-                            shared, G, N, parameters, place + K * N, np.int64(1), N, K, np.int64(-1), free, thread, dm
+                            shared, G, N, parameters, place + K * N, np.int64(1), N, K, np.int64(-1), free, thread, dm, sums
                         )
                         clear_own_sums(shared, own_sums)
                         for turn in range(turns):

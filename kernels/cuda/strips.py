@@ -89,6 +89,11 @@ class Layout(NamedTuple):
         return self.stage + 4
 
     @property
+    def stage_size(self):
+        """Floats of a stage."""
+        return self.width * self.stage_lead
+
+    @property
     def tile(self):
         """Numbers of dW_self that a thread has."""
         return self.across * self.down
@@ -110,9 +115,9 @@ class Layout(NamedTuple):
 
     @property
     def work(self):
-        """Floats of shared memory for stages of h, or for sums of several threads."""
+        """Floats of shared memory for two stages of h, or for sums of several threads."""
         sums = self.rows * self.warps * self.width + self.threads
-        return max(self.width * self.stage_lead, max(self.groups // 2, 2) * self.width**2, sums)
+        return max(2 * self.stage_size, max(self.groups // 2, 2) * self.width**2, sums)
 
     def stride(self, longest):
         """Return the floats from one feature to the next, for sets of so many elements: strips, and a pad."""

@@ -34,6 +34,19 @@ if SIMULATED or cuda is None:
         array[place + 1] = b
 
     @device
+    def copy4(target, place, source, source_place):
+        """Begin to copy four float32 from global to shared memory; both places are multiples of 4."""
+        target[place : place + 4] = source[source_place : source_place + 4]
+
+    @device
+    def end_copies():
+        """Make the copies that this thread has begun one group."""
+
+    @device
+    def wait_for_copies_but_one():
+        """Wait until all groups of copies but the last one have arrived."""
+
+    @device
     def round_tf32(x):
         """Return x so that tensor cores, which cut off the last 13 bits, take the nearest TF32."""
         return (np.array(x, np.float32).view(np.int32) + np.int32(1 << 12)).view(np.float32)[()]
@@ -114,6 +127,41 @@ else:
     def store2(typing_context, array, place, a, b):
         """Write two float32 to an array; ``place``, counted in elements, is a multiple of 2."""
         return types.void(array, types.int64, *[types.float32] * 2), _store(2)
+
+    def _assembly(code, constraints, *kinds):
+        return ir.InlineAsm(ir.FunctionType(ir.VoidType(), kinds), code, f"{constraints}~{{memory}}", side_effect=True)
+
+    @intrinsic
+    def copy4(typing_context, target, place, source, source_place):
+        """Begin to copy four float32 from global to shared memory; both places are multiples of 4."""
+        code = (
+            "{ .reg .u64 to, from; cvta.to.shared.u64 to, $0; cvta.to.global.u64 from, $1; "
+            "cp.async.cg.shared.global [to], [from], 16; }"
+        )
+        copy = _assembly(code, "l,l,", ir.IntType(64), ir.IntType(64))
+
+        def generate(context, builder, signature, arguments):
+            places = (arguments[:2], arguments[2:])
+            addresses = [
+                builder.ptrtoint(_address(context, builder, kind, *of, _FLOAT), ir.IntType(64))
+                for kind, of in zip((signature.args[0], signature.args[2]), places, strict=True)
+            ]
+            builder.call(copy, addresses)
+
+        return types.void(target, types.int64, source, types.int64), generate
+
+    @intrinsic
+    def end_copies(typing_context):
+        """Make the copies that this thread has begun one group."""
+        return types.void(), lambda _, builder, *__: _then_nothing(builder, "cp.async.commit_group;")
+
+    @intrinsic
+    def wait_for_copies_but_one(typing_context):
+        """Wait until all groups of copies but the last one have arrived."""
+        return types.void(), lambda _, builder, *__: _then_nothing(builder, "cp.async.wait_group 1;")
+
+    def _then_nothing(builder, code):
+        builder.call(_assembly(code, ""), [])
 
     @intrinsic
     def round_tf32(typing_context, x):
