@@ -91,11 +91,12 @@ def deep_set_step(
     dense_backward(dy, p, head[0], dx=dp, dW=dW, db=db)
     if pool is None:
         g = mask(dp, last)
+        partials = pool_partials(g, sets, n_sets, None, SUM)
     else:
         g = xp().empty(last.shape, np.float32)
         scales = row_scales(offsets, weights, sets, pool)
-        unpool(dp, last, p, offsets, weights, scales, sets, pool, None, g, masked=True)
-    G = set_sums(pool_partials(g, sets, n_sets, None, SUM), offsets, n_sets)
+        partials = unpool(dp, last, p, offsets, weights, scales, sets, pool, None, g, masked=True)
+    G = set_sums(partials, offsets, n_sets)
 
     scales = row_scales(offsets, weights, sets, aggregate)
     below = [x, *hidden[:-1]]

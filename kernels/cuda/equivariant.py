@@ -95,8 +95,7 @@ def layer_inputs(
         # Which elements share the gradient of a maximum takes a pass of its own.
         own = xp().empty(x.shape, np.float32)
         product(g, W_self, own, B_along_k=True, tf32=tf32)
-        unpool(dm, x, m, offsets, weights, scales, sets, aggregate, own, dx, masked=masked)
-        partials = pool_partials(dx, sets, len(m), None, SUM) if masked else None
+        partials = unpool(dm, x, m, offsets, weights, scales, sets, aggregate, own, dx, masked=masked)
     else:
         partials = product(
             *(g, W_self, dx),

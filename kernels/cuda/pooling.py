@@ -148,7 +148,7 @@ def unpool(
     *,
     masked=False,  # whether x is a ReLU whose gradient is wanted: zero where x is
 ):
-    """Write the gradient of a pooling for each row."""
+    """Write the gradient of a pooling for each row, and return its partial sums."""
     if pool == "max":
         ties = xp().empty(p.shape, np.float32)
         finish(pool_partials(x, sets, len(p), weights, TIES, p), offsets, "sum", None, ties)
@@ -157,7 +157,10 @@ def unpool(
         ties = None
     rows, columns = x.shape
     flags = (ties is not None, scales is not None, added is not None, masked)
-    _unpool(-(-rows * columns // THREADS), dp, x, p, ties, scales, sets, added, *flags, rows, columns, dx)
+    partials = partial_sums(rows, len(p), columns)
+    units = -(-rows // PARTIAL_ROWS) * columns
+    _unpool(-(-units // THREADS), dp, x, p, ties, scales, sets, added, *flags, rows, columns, dx, partials)
+    return partials
 
 
 def mask(
@@ -187,6 +190,20 @@ def _with(total, value, maximum):
 
 
 @device
+def pooled_nothing(code):
+    """Return where a sum or a maximum begins."""
+    return np.float32(-np.inf) if code == MAX else np.float32(0)
+
+
+@device
+def pooled(total, value, w, code):
+    """Return a sum or a maximum with one more value of weight w."""
+    if code != MAX:
+        return total + w * value
+    return _with(total, value, True) if w > np.float32(0) else total
+
+
+@device
 def pool_rows(
     source,  # the rows, wherever they are
     place,  # of the first number to take, in source
@@ -204,26 +221,22 @@ def pool_rows(
     partials,  # (G + S − 1, K)
 ):
     """Do the first pass over one column of PARTIAL_ROWS rows."""
-    start = np.float32(-np.inf) if code == MAX else np.float32(0)
     group = first_row // PARTIAL_ROWS
-    total = start
+    total = pooled_nothing(code)
     s = np.int64(sets[first_row]) if with_sets else np.int64(0)
     for r in range(count):
         own = np.int64(sets[first_row + r]) if with_sets else np.int64(0)
         if own != s:
             partials[(group + s) * columns + column] = total
-            total = start
+            total = pooled_nothing(code)
             s = own
         value = source[place + r * stride]
         w = weights[first_row + r] if weighted else np.float32(1)
-        if code == MAX:
-            if w > np.float32(0):
-                total = _with(total, value, True)
-        elif code == TIES:
+        if code == TIES:
             if value == p[s * columns + column]:
                 total += w
         else:
-            total += w * value
+            total = pooled(total, value, w, code)
     partials[(group + s) * columns + column] = total
 
 
@@ -328,7 +341,7 @@ def _row_scales(
             scales[row] = np.float32(1) / np.float32(offsets[s + 1] - offsets[s])
 
 
-@kernel("f4* f4* f4* f4* f4* i4* f4* i4 i4 i4 i4 i8 i8 f4*", threads=THREADS)
+@kernel("f4* f4* f4* f4* f4* i4* f4* i4 i4 i4 i4 i8 i8 f4* f4*", threads=THREADS)
 def _unpool(
     dp,  # (S, K)
     x,  # (T, K)
@@ -344,21 +357,34 @@ def _unpool(
     rows,  # T
     columns,  # K
     dx,  # (T, K)
+    partials,  # (G + S − 1, K): sums of dx
 ):
-    place = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
-    row = place // columns
-    if row < rows:
-        own = sets[row] * columns + place % columns
-        value = dp[own]
-        if scaled:
-            value *= scales[row]
-        if maximum:
-            value = value / ties[own] if x[place] == p[own] else np.float32(0)
-        if adding:
-            value += added[place]
-        if masked and not x[place] > np.float32(0):
-            value = np.float32(0)
-        dx[place] = value
+    unit = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    column = unit % columns
+    group = unit // columns
+    first = group * PARTIAL_ROWS
+    if first < rows:
+        s = np.int64(sets[first])
+        total = np.float32(0)
+        for row in range(first, min(first + PARTIAL_ROWS, rows)):
+            if sets[row] != s:
+                partials[(group + s) * columns + column] = total
+                total = np.float32(0)
+                s = np.int64(sets[row])
+            place = row * columns + column
+            own = s * columns + column
+            value = dp[own]
+            if scaled:
+                value *= scales[row]
+            if maximum:
+                value = value / ties[own] if x[place] == p[own] else np.float32(0)
+            if adding:
+                value += added[place]
+            if masked and not x[place] > np.float32(0):
+                value = np.float32(0)
+            dx[place] = value
+            total += value
+        partials[(group + s) * columns + column] = total
 
 
 @kernel("f4* f4* i8 f4*", threads=THREADS)

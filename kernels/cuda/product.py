@@ -26,8 +26,10 @@ from fastperm.kernels.cuda.pooling import (
     THREADS,
     partial_sums,
     pool_rows,
+    pooled,
+    pooled_nothing,
 )
-from fastperm.kernels.cuda.vectors import aligned, load4, store4
+from fastperm.kernels.cuda.vectors import aligned, load4, store1, store4
 
 NO_POOL = -1  # beside the codes of pooling.py
 
@@ -221,7 +223,7 @@ def _loader(along_k, length, inner, threads):
             if four < fours:
                 if along_k:
                     for j in range(4):
-                        shared[start + (four % across * 4 + j) * stride + four // across] = registers[4 * i + j]
+                        store1(shared, start + (four % across * 4 + j) * stride + four // across, registers[4 * i + j])
                 else:
                     place = start + four // across * stride + four % across * 4
                     i4 = 4 * i
@@ -473,12 +475,17 @@ def _finish_product(
     column = unit % columns
     first = unit // columns * PARTIAL_ROWS
     if first < rows:
-        count = min(np.int64(PARTIAL_ROWS), rows - first)
-        for row in range(first, first + count):
+        group, s, total = unit // columns, np.int64(0), pooled_nothing(code)
+        for row in range(first, min(first + PARTIAL_ROWS, rows)):
             place = row * columns + column
             z = out[place]
+            if with_sets:
+                own = np.int64(sets[row])
+                if code != NO_POOL and row > first and own != s:
+                    partials[(group + s) * columns + column] = total
+                    total = pooled_nothing(code)
+                s = own
             if with_c:
-                s = np.int64(sets[row]) if with_sets else np.int64(0)
                 scale = scales[row] if scaled else np.float32(1)
                 z += scale * c[s * columns + column]
             if relu:
@@ -486,12 +493,9 @@ def _finish_product(
             if masked:
                 z = z if masked_by[place] > zero else zero
             out[place] = z
+            total = pooled(total, z, weights[row] if weighted else np.float32(1), code)
         if code != NO_POOL:
-            place = first * columns + column
-            pool_rows(
-                out, place, columns, first, count, column, columns,
-                sets, weights, weights, with_sets, weighted, code, partials,
-            )  # fmt: skip
+            partials[(group + s) * columns + column] = total
 
 
 @kernel("f4* i8 i8 f4*", threads=FINISH_THREADS)

@@ -30,7 +30,7 @@ from fastperm.kernels.cuda.strips import (
     strips_of_multiply_adds,
     strips_of_tensor_cores,
 )
-from fastperm.kernels.cuda.vectors import copy4, end_copies, wait_for_copies_but_one
+from fastperm.kernels.cuda.vectors import copy4, end_copies, load1, store1, wait_for_copies_but_one
 
 # The sets are dealt out to so many blocks at most: two for each multiprocessor of a large card.
 BLOCKS = 3 if SIMULATED else 264
@@ -168,6 +168,7 @@ def _make(layout, training):
     adders = min(32, threads // 2)
     group, groups, stage, stage_lead = layout.group, layout.groups, layout.stage, layout.stage_lead
     stage_size, fours = layout.stage_size, stage // 4
+    heaps, heap = layout.heaps, width * lead
     group_rows, most_held, most_rows = stage // groups, max(held, tile), layout.most_rows
     assert threads % fours == threads % width == stage % strip_rows == 0
 
@@ -180,12 +181,12 @@ def _make(layout, training):
             for j in range(held_columns):
                 b[j] += a[r] * sums[r * held_columns + j]
         for j in range(held_columns):
-            shared[own_sums + j // U * far + j % U * near] += b[j]
+            store1(shared, own_sums + j // U * far + j % U * near, load1(shared, own_sums + j // U * far + j % U * near) + b[j])
 
     @device
     def clear_own_sums(shared, own_sums):
         for j in range(held_columns):
-            shared[own_sums + j // U * far + j % U * near] = np.float32(0)
+            store1(shared, own_sums + j // U * far + j % U * near, np.float32(0))
 
     @device
     def add_bias_and_relu(b, sums):
@@ -208,12 +209,12 @@ def _make(layout, training):
         if thread < adders:
             total = np.float32(0)
             for i in range(thread, threads, adders):
-                total += shared[at + i]
-            shared[at + thread] = total
+                total += load1(shared, at + i)
+            store1(shared, at + thread, total)
         cuda.syncthreads()
         whole = np.float64(0)
         for i in range(adders):
-            whole += np.float64(shared[at + i])
+            whole += np.float64(load1(shared, at + i))
         cuda.syncthreads()
         return whole
 
@@ -224,14 +225,14 @@ def _make(layout, training):
         column = thread % width
         total = np.float32(0)
         for i in range(thread // width, sums_rows, shares):
-            total += shared[at + i * width + column]
-        shared[at + sums_rows * width + thread] = total
+            total += load1(shared, at + i * width + column)
+        store1(shared, at + sums_rows * width + thread, total)
         cuda.syncthreads()
         if thread < width:
             whole = np.float64(0)
             for i in range(shares):
-                whole += np.float64(shared[at + (sums_rows + i) * width + thread])
-            shared[out + thread] = np.float32(whole / divisor)
+                whole += np.float64(load1(shared, at + (sums_rows + i) * width + thread))
+            store1(shared, out + thread, np.float32(whole / divisor))
         cuda.syncthreads()
 
     @device
@@ -252,16 +253,16 @@ def _make(layout, training):
         for i in range(rounds):
             k = thread // width + i * shares
             if k < length:
-                total += shared[v + k] * registers[i]
-        shared[at + thread] = total
+                total += load1(shared, v + k) * registers[i]
+        store1(shared, at + thread, total)
         cuda.syncthreads()
         if thread < width:
             total = np.float32(0)
             for i in range(shares):
-                total += shared[at + i * width + thread]
+                total += load1(shared, at + i * width + thread)
             if bias >= 0 and thread < count:
                 total += matrix[bias + thread]
-            shared[out + thread] = total
+            store1(shared, out + thread, total)
         cuda.syncthreads()
 
     @device
@@ -274,7 +275,7 @@ def _make(layout, training):
                 for row in range(thread, min(np.int64(stage), padded - start), threads):
                     for k in range(K):
                         value = x[x_start + (start + row) * K + k] if start + row < count else np.float32(0)
-                        shared[room + k * stage_lead + row] = value
+                        store1(shared, room + k * stage_lead + row, value)
             else:
                 row = thread % fours * 4
                 if start + row < padded:
@@ -286,7 +287,7 @@ def _make(layout, training):
     def self_gradient(
         shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h
     ):  # fmt: skip
-        """Leave h gᵀ, (width, width), in the free room, behind its first width² numbers."""
+        """Leave h gᵀ, (width, width), in the free room, as the sum of some heaps."""
         for i in range(tile):
             tiles[i] = np.float32(0)
         # One stage is on its way while the other is multiplied.
@@ -305,26 +306,17 @@ def _make(layout, training):
             cuda.syncthreads()
             start += stage
             room = other
-        # The groups add up theirs in pairs.
-        half = groups // 2
-        own = thread % group
-        while half > 0:
-            if own_group >= half and own_group < 2 * half:
-                for i in range(tile):
-                    shared[free + ((own_group - half) * tile + i) * group + own] = tiles[i]
-            cuda.syncthreads()
-            if own_group < half:
-                for i in range(tile):
-                    tiles[i] += shared[free + (own_group * tile + i) * group + own]
-            cuda.syncthreads()
-            half //= 2
-        if own_group == 0:
-            put_tiles(shared, free + width * width, thread, tiles)
+        # The second half of the groups leaves its tiles there, and the first half adds its own.
+        if own_group >= heaps:
+            put_tiles(shared, free + (own_group - heaps) * heap, thread, tiles, False)
+        cuda.syncthreads()
+        if own_group < heaps:
+            put_tiles(shared, free + own_group * heap, thread, tiles, groups > 1)
         cuda.syncthreads()
 
     arrays = "f4* i8* f4* f4* f4* i8* " + "i4 " * 4 + "i8 " * 4 + "f4 f4* f4* f8* f4*"
 
-    @kernel(arrays, threads=threads, name=f"resident_{'step' if training else 'forward'}_{layout.name}", dynamic=True)
+    @kernel(arrays, threads=threads, name=f"resident_{'step' if training else 'forward'}_{layout.name}", blocks=layout.blocks, dynamic=True)
     def network(
         x,  # (T, K_0)
         offsets,  # (S + 1,)
@@ -387,13 +379,13 @@ def _make(layout, training):
                 value = zero
                 if row < count:
                     value = weights[first + row] if weighted else np.float32(1)
-                shared[w + row] = value
+                store1(shared, w + row, value)
                 total += value
                 for k in range(K):
-                    shared[h + k * stride + row] = x[(first + row) * K + k] if row < count else zero
+                    store1(shared, h + k * stride + row, x[(first + row) * K + k] if row < count else zero)
                 for k in range(K, (K + steps - 1) // steps * steps):
-                    shared[h + k * stride + row] = zero
-            shared[free + thread] = total
+                    store1(shared, h + k * stride + row, zero)
+            store1(shared, free + thread, total)
             divisor = add_up(shared, free, thread)
             aggregate_divisor = divisor if mean_aggregate else one
             pool_divisor = divisor if mean_pool else one
@@ -411,7 +403,7 @@ def _make(layout, training):
                             total = zero
                             for r in range(8):
                                 total += next_a[r] * a[r]
-                            shared[own_sums + i // U * far + i % U * near] += total
+                            store1(shared, own_sums + i // U * far + i % U * near, load1(shared, own_sums + i // U * far + i % U * near) + total)
             column_sums(shared, free, aggregate_divisor, thread, m)
 
             place = np.int64(0)  # of the parameters of a layer
@@ -420,12 +412,12 @@ def _make(layout, training):
                 N = widths[layer + 1]
                 inner = (K + steps - 1) // steps * steps
                 if training and thread < width:
-                    kept[means + layer * width + thread] = shared[m + thread]
+                    kept[means + layer * width + thread] = load1(shared, m + thread)
                 hold_matrix(parameters, place, K, N, share, j, sums)
                 for i in range(rounds):
                     k = share + i * shares
                     if k < inner:
-                        shared[W + k * lead + j] = sums[i]
+                        store1(shared, W + k * lead + j, sums[i])
                 vector_product(
                     shared, m, K, parameters, place + K * N, N, np.int64(1), N, place + 2 * K * N, free, thread, c, sums
                 )
@@ -454,25 +446,25 @@ def _make(layout, training):
             vector_product(shared, m, K, parameters, place, N, np.int64(1), N, place + K * N, free, thread, c, sums)
             if not training:
                 if thread < N:
-                    y[s * N + thread] = shared[c + thread]
+                    y[s * N + thread] = load1(shared, c + thread)
             else:
                 if thread < width:
                     difference = zero
                     if thread < N:
-                        difference = shared[c + thread] - targets[s * N + thread]
-                    shared[c + thread] = difference
-                    shared[dy + thread] = factor * difference
+                        difference = load1(shared, c + thread) - targets[s * N + thread]
+                    store1(shared, c + thread, difference)
+                    store1(shared, dy + thread, factor * difference)
                 cuda.syncthreads()
                 if thread == 0:
                     loss = np.float64(0)
                     for i in range(N):
-                        loss += np.float64(shared[c + i]) * np.float64(shared[c + i])
+                        loss += np.float64(load1(shared, c + i)) * np.float64(load1(shared, c + i))
                     losses[s] = loss
                 if j < N:
                     for k in range(share, K, shares):
-                        _put(parts, own_part + place + k * N + j, shared[m + k] * shared[dy + j], fresh)
+                        _put(parts, own_part + place + k * N + j, load1(shared, m + k) * load1(shared, dy + j), fresh)
                 if thread < N:
-                    _put(parts, own_part + place + K * N + thread, shared[dy + thread], fresh)
+                    _put(parts, own_part + place + K * N + thread, load1(shared, dy + thread), fresh)
                 vector_product(
                     shared, dy, N, parameters, place, np.int64(1), N, K, np.int64(-1), free, thread, dm, sums
                 )
@@ -506,9 +498,9 @@ def _make(layout, training):
                     place -= 2 * K * N + N
                     kept_layer = kept_start + (layer - 1) * width * stride
                     if thread < width:
-                        shared[m + thread] = kept[means + layer * width + thread]
+                        store1(shared, m + thread, kept[means + layer * width + thread])
                     if thread < N:
-                        _put(parts, own_part + place + 2 * K * N + thread, shared[G + thread], fresh)
+                        _put(parts, own_part + place + 2 * K * N + thread, load1(shared, G + thread), fresh)
 
                     self_gradient(
                         shared, x, kept, first * K, kept_layer, layer == 0, K, stride, count, padded,
@@ -517,14 +509,17 @@ def _make(layout, training):
                     if j < N:
                         for k in range(share, K, shares):
                             at = own_part + place + k * N + j
-                            _put(parts, at, shared[free + width * width + k * width + j], fresh)
-                            _put(parts, at + K * N, shared[m + k] * shared[G + j], fresh)
+                            total = zero
+                            for i in range(heaps):
+                                total += load1(shared, free + i * heap + k * lead + j)
+                            _put(parts, at, total, fresh)
+                            _put(parts, at + K * N, load1(shared, m + k) * load1(shared, G + j), fresh)
                     if layer > 0:
                         inner = (N + steps - 1) // steps * steps
                         hold_matrix(parameters, place, K, N, share, j, sums)
                         if j < inner:
                             for i in range(rounds):
-                                shared[W + j * lead + share + i * shares] = sums[i]
+                                store1(shared, W + j * lead + share + i * shares, sums[i])
                         cuda.syncthreads()
                         vector_product(
                             shared, G, N, parameters, place + K * N, np.int64(1), N, K, np.int64(-1), free, thread, dm, sums

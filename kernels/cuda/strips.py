@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, device
-from fastperm.kernels.cuda.vectors import load2, load4, multiply_tf32, round_tf32, store2, store4
+from fastperm.kernels.cuda.vectors import load1, load2, load4, multiply_tf32, round_tf32, store1, store2, store4
 
 VECTORS = 5  # in shared memory, of one float for each feature
 
@@ -47,6 +47,11 @@ class Layout(NamedTuple):
     def threads(self):
         """Number of threads of a block."""
         return self.rows * self.columns * self.warps
+
+    @property
+    def blocks(self):
+        """Number of blocks that a multiprocessor should hold: 512 threads have 128 registers each."""
+        return max(512 // self.threads, 1)
 
     @property
     def held_columns(self):
@@ -109,6 +114,11 @@ class Layout(NamedTuple):
         return self.threads // self.group
 
     @property
+    def heaps(self):
+        """How many tiles the groups leave in shared memory: two groups share one."""
+        return max(self.groups // 2, 1)
+
+    @property
     def most_rows(self):
         """Numbers of g that a thread holds for its tile."""
         return self.down if self.tensor_cores else 4 * self.down
@@ -117,7 +127,7 @@ class Layout(NamedTuple):
     def work(self):
         """Floats of shared memory for two stages of h, or for sums of several threads."""
         sums = self.rows * self.warps * self.width + self.threads
-        return max(2 * self.stage_size, max(self.groups // 2, 2) * self.width**2, sums)
+        return max(2 * self.stage_size, self.heaps * self.width * self.lead, sums)
 
     def stride(self, longest):
         """Return the floats from one feature to the next, for sets of so many elements: strips, and a pad."""
@@ -224,12 +234,14 @@ def strips_of_multiply_adds(layout):
                     add_tile_row(shared, of_stage + (tile_row + k * tile_rows) * stage_lead + row, k, of_g, of_h, tiles)
 
     @device
-    def put_tiles(shared, start, thread, tiles):
-        """Write the tile (width, width) of the first group."""
-        place = start + thread % tile_rows * width + thread // tile_rows
+    def put_tiles(shared, start, thread, tiles, adding):
+        """Write the tile of a group, or add it to what is there: (width, width) with rows of ``lead``."""
+        place = start + thread % tile_rows * lead + thread % group // tile_rows
         for k in range(across):
             for j in range(down):
-                shared[place + k * tile_rows * width + j * tile_columns] = tiles[k * down + j]
+                at = place + k * tile_rows * lead + j * tile_columns
+                value = tiles[k * down + j]
+                store1(shared, at, value + load1(shared, at) if adding else value)
 
     return hold_rows, hold_columns, put_strip, add_outer_product, multiply_strip, add_to_tiles, put_tiles
 
@@ -257,7 +269,7 @@ def strips_of_tensor_cores(layout):
     @device
     def hold_columns(shared, place, registers):
         for j in range(held_columns):
-            registers[j] = shared[place + j // 2 * 16 + j % 2 * 8]
+            registers[j] = load1(shared, place + j // 2 * 16 + j % 2 * 8)
 
     @device
     def put_strip(array, start, stride, sums):
@@ -281,12 +293,12 @@ def strips_of_tensor_cores(layout):
             sums[i] = np.float32(0)
         for _ in range(inner // 8):
             for i in range(4):
-                a[2 * i] = round_tf32(shared[place + 8 * i])
-                a[2 * i + 1] = round_tf32(shared[place + 4 * stride + 8 * i])
+                a[2 * i] = round_tf32(load1(shared, place + 8 * i))
+                a[2 * i + 1] = round_tf32(load1(shared, place + 4 * stride + 8 * i))
             for f in range(features):
                 of_weights = weights_place + 16 * f
-                w0, w1 = round_tf32(shared[of_weights]), round_tf32(shared[of_weights + 8])
-                w2, w3 = round_tf32(shared[of_weights + 4 * lead]), round_tf32(shared[of_weights + 4 * lead + 8])
+                w0, w1 = round_tf32(load1(shared, of_weights)), round_tf32(load1(shared, of_weights + 8))
+                w2, w3 = round_tf32(load1(shared, of_weights + 4 * lead)), round_tf32(load1(shared, of_weights + 4 * lead + 8))
                 for i in range(4):
                     r, j = 2 * i * held_columns, 2 * f
                     sums[r + j], sums[r + held_columns + j], sums[r + j + 1], sums[r + held_columns + j + 1] = multiply_tf32(
@@ -304,12 +316,12 @@ def strips_of_tensor_cores(layout):
         g_place = of_strip + (thread % group // 32 * (8 * tile_columns) + lane // 4) * stride + lane % 4
         for row in range(0, rows, 8):
             for j in range(tile_columns):
-                of_g[2 * j] = round_tf32(shared[g_place + 8 * j * stride + row])
-                of_g[2 * j + 1] = round_tf32(shared[g_place + 8 * j * stride + row + 4])
+                of_g[2 * j] = round_tf32(load1(shared, g_place + 8 * j * stride + row))
+                of_g[2 * j + 1] = round_tf32(load1(shared, g_place + 8 * j * stride + row + 4))
             for f in range(tile_features):
                 of_features = place + 16 * f * stage_lead + row
-                h0, h1 = round_tf32(shared[of_features]), round_tf32(shared[of_features + 8 * stage_lead])
-                h2, h3 = round_tf32(shared[of_features + 4]), round_tf32(shared[of_features + 8 * stage_lead + 4])
+                h0, h1 = round_tf32(load1(shared, of_features)), round_tf32(load1(shared, of_features + 8 * stage_lead))
+                h2, h3 = round_tf32(load1(shared, of_features + 4)), round_tf32(load1(shared, of_features + 8 * stage_lead + 4))
                 for j in range(tile_columns):
                     i = 4 * (f * tile_columns + j)
                     tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3] = multiply_tf32(
@@ -317,14 +329,18 @@ def strips_of_tensor_cores(layout):
                     )
 
     @device
-    def put_tiles(shared, start, thread, tiles):
-        """Write the tile (width, width) of the first group."""
+    def put_tiles(shared, start, thread, tiles, adding):
+        """Write the tile of a group, or add it to what is there: (width, width) with rows of ``lead``."""
         lane = thread % 32
-        place = start + lane // 4 * width + thread // 32 * (8 * tile_columns) + 2 * (lane % 4)
+        place = start + lane // 4 * lead + thread % group // 32 * (8 * tile_columns) + 2 * (lane % 4)
         for f in range(tile_features):
             for j in range(tile_columns):
                 for half in range(2):
-                    i, at = 4 * (f * tile_columns + j) + 2 * half, place + (16 * f + 8 * half) * width + 8 * j
-                    shared[at], shared[at + 1] = tiles[i], tiles[i + 1]
+                    i, at = 4 * (f * tile_columns + j) + 2 * half, place + (16 * f + 8 * half) * lead + 8 * j
+                    first, second = tiles[i], tiles[i + 1]
+                    if adding:
+                        first += load1(shared, at)
+                        second += load1(shared, at + 1)
+                    store2(shared, at, first, second)
 
     return hold_rows, hold_columns, put_strip, add_outer_product, multiply_strip, add_to_tiles, put_tiles

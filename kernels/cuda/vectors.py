@@ -1,6 +1,7 @@
-"""Two or four numbers in one access of 64 or 128 bits, and products of tensor cores.
+"""Two or four numbers in one access of 64 or 128 bits, copies that need no register, and products of tensor cores.
 
-Numba has neither, so intrinsics emit them; the simulator, which knows no intrinsics, gets twins in Python.
+Numba has none of these, so intrinsics emit them, and one for a single number: Numba's own index of an array may be
+negative, and to ask costs more than the access; the simulator, which knows no intrinsics, gets twins in Python.
 """
 
 import numpy as np
@@ -21,6 +22,16 @@ if SIMULATED or cuda is None:
         array[place + 1] = b
         array[place + 2] = c
         array[place + 3] = d
+
+    @device
+    def load1(array, place):
+        """Return one float32 of an array; ``place``, counted in elements, is not negative."""
+        return array[place]
+
+    @device
+    def store1(array, place, a):
+        """Write one float32 to an array; ``place``, counted in elements, is not negative."""
+        array[place] = a
 
     @device
     def load2(array, place):
@@ -112,6 +123,24 @@ else:
     def load4(typing_context, array, place):
         """Return four float32 of an array; ``place``, counted in elements, is a multiple of 4."""
         return types.UniTuple(types.float32, 4)(array, types.int64), _load(4)
+
+    @intrinsic
+    def load1(typing_context, array, place):
+        """Return one float32 of an array; ``place``, counted in elements, is not negative."""
+
+        def generate(context, builder, signature, arguments):
+            return builder.load(_address(context, builder, signature.args[0], *arguments, _FLOAT))
+
+        return types.float32(array, types.int64), generate
+
+    @intrinsic
+    def store1(typing_context, array, place, a):
+        """Write one float32 to an array; ``place``, counted in elements, is not negative."""
+
+        def generate(context, builder, signature, arguments):
+            builder.store(arguments[2], _address(context, builder, signature.args[0], *arguments[:2], _FLOAT))
+
+        return types.void(array, types.int64, types.float32), generate
 
     @intrinsic
     def load2(typing_context, array, place):
