@@ -265,11 +265,13 @@ def _gpu_run(found):
         ]  # fmt: skip
         parts.append(_table(header, lines))
     if cases := found.get("cases"):
-        parts += [_gpu_times(found, cases, task) for task in costs.TASKS]
+        for precision in dict.fromkeys(case["precision"] for case in cases):
+            own = [case for case in cases if case["precision"] == precision]
+            parts += [_gpu_times(found, own, task, precision) for task in costs.TASKS]
     return _closed("\n\n".join(parts), found)
 
 
-def _gpu_times(found, cases, task):
+def _gpu_times(found, cases, task, precision):
     names = list(cases[0][task]["contenders"])
     header = (NETWORK, *(CONTENDERS_ON_GPU[name].label for name in names), "fastest framework against ours", "TFLOP/s")
     rows = []
@@ -286,7 +288,7 @@ def _gpu_times(found, cases, task):
             ]
         )
     text = (
-        f"{WORDS[task].capitalize()} in true float32 ({_sets(found)}): median time and its ratio to ours; for fastperm "
+        f"{WORDS[task].capitalize()}, {'true float32' if precision == 'float32' else 'TF32'} ({_sets(found)}): median time and its ratio to ours; for fastperm "
         "and for the fastest framework of each round, quartiles in brackets."
     )
     return f"{text}\n\n{_table(header, rows)}"

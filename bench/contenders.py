@@ -21,6 +21,7 @@ class Case(NamedTuple):
     batch: int = 256
     dtype: str = "float32"
     seed: int = 0
+    precision: str = "float32"  # of products on a GPU
 
     in_features = 2  # the task's x and f(x)
 
@@ -82,7 +83,7 @@ class OursOnGpu(Ours):
 
     def precision(self):
         """Return what decides the precision of its products."""
-        return {"products": "true float32: fused multiply-adds, no tensor cores"}
+        return {"precision": self.net.precision}
 
     def batch(self, x, targets):
         """Return the batch as `Sets` and targets on the GPU."""
@@ -133,19 +134,19 @@ def _dense_network_flops(case, task):
 def _torch_deepset(case, **how):
     from rivals.torch_deepset import TorchDeepSet
 
-    return TorchDeepSet(case.network(), **how)
+    return TorchDeepSet(case.network(), precision=case.precision, **how)
 
 
 def _torch_graph(case):
     from rivals.torch_graph import TorchGraph
 
-    return TorchGraph(case.network())
+    return TorchGraph(case.network(), precision=case.precision)
 
 
 def _jax_deepset(case):
     from rivals.jax_deepset import JaxDeepSet
 
-    return JaxDeepSet(case.network())
+    return JaxDeepSet(case.network(), precision=case.precision)
 
 
 def _matrix_products(case):
@@ -171,7 +172,7 @@ CONTENDERS = {
 OURS_ON_GPU = "fastperm-cuda"
 FRAMEWORKS_ON_GPU = ("torch-eager", "torch-compile", "torch-graph", "jax-jit")
 CONTENDERS_ON_GPU = {
-    OURS_ON_GPU: Contender("fastperm, cuda", lambda case: OursOnGpu(case.network("cuda"))),
+    OURS_ON_GPU: Contender("fastperm, cuda", lambda case: OursOnGpu(case.network("cuda", precision=case.precision))),
     "fastperm-reference": CONTENDERS["fastperm-reference"],
     "torch-eager": Contender("PyTorch, eager", lambda case: _torch_deepset(case, device=_device())),
     "torch-compile": Contender(

@@ -35,8 +35,8 @@ LIMITS = {
     "kernels": 75,
     "correctness": 100,
     "errors": 45,
-    "memcheck": 45,
-    "racecheck": 45,
+    "memcheck": 60,
+    "racecheck": 60,
     "rates": 25,
     "benchmark": TOTAL_SECONDS,
 }

@@ -1,7 +1,7 @@
 """Time training steps and predictions on a GPU, ours beside PyTorch and JAX, interleaved; part of `gpu`.
 
 Contenders live in processes of their own, as in `compare`, and take turns. All of them set a case up at the same time,
-within a share of the time that is left; who is not ready by then is left out of it.
+within a share of the time that is left; who is not ready by then is left out of it and of the cases after it.
 """
 
 import time
@@ -12,10 +12,11 @@ import costs
 import results
 import turns
 from contenders import CONTENDERS_ON_GPU, FRAMEWORKS_ON_GPU, OURS_ON_GPU, Case
-from gpu_worker import GpuWorker
+from gpu_worker import TOO_SLOW, GpuWorker
 from worker import NotMeasuredError
 
-CASES = tuple(Case(width=width) for width in (64, 16, 32, 128, 512, 2048))  # the headline network first
+WIDTHS = (64, 16, 32, 128, 512, 2048)  # the headline network first
+CASES = tuple(Case(width=width, precision=precision) for precision in ("float32", "tf32") for width in WIDTHS)
 STAND_IN = "fastperm-reference"  # for a framework, where the program is tried out
 ROUNDS = (5, 15)  # at least, however long they take, and at most
 # Of the time that a case has: for imports and compilation, and for rounds.
@@ -41,23 +42,34 @@ def measure(cases, names, seconds, out, *, frameworks=FRAMEWORKS_ON_GPU, rounds=
     """
     end, found = time.monotonic() + seconds, []
     with ExitStack() as stack:
-        workers = {}
+        workers, too_slow = {}, {}
         for number, case in enumerate(cases):
-            share = (end - time.monotonic()) / (len(cases) - number)
+            # Those who have only begun have to import their framework first.
+            begun = {name for name, worker in workers.items() if worker.precision == case.precision}
+            shares = 1 if begun else 2
+            share = shares * (end - time.monotonic()) / (len(cases) - number + shares - 1)
             if share < LEAST_SHARE:
-                print(f"no time was left for width {case.width} and after it")
+                print(f"no time was left for width {case.width}, {case.precision}, and after it")
                 break
+            if not begun:
+                for worker in workers.values():
+                    worker.close()
+                too_slow.clear()
             for name in names:
-                if name not in workers or workers[name].failed:  # what went wrong on a GPU stays with the process
-                    workers[name] = stack.enter_context(GpuWorker(name))
-            ready, failures, described = _set_up(case, workers, share * SET_UP_SHARE)
+                # What went wrong on a GPU stays with the process.
+                if name not in too_slow and (name not in begun or workers[name].failed):
+                    workers[name] = stack.enter_context(GpuWorker(name, case.precision))
+            running = {name: worker for name, worker in workers.items() if name not in too_slow}
+            ready, failures, described = _set_up(case, running, share * SET_UP_SHARE)
+            too_slow |= {name: why for name, why in failures.items() if why.startswith(TOO_SLOW) and name != OURS_ON_GPU}
+            failures = {**too_slow, **failures}
             tasks = {
                 task: _time(case, task, ready, failures, described, names, frameworks, share, rounds)
                 for task in (costs.STEP, costs.PREDICT)
             }
             found.append({**case._asdict(), **tasks})
             results.add(out, cases=found)
-            print(f"\nwidth {case.width}, depth {case.depth}", flush=True)
+            print(f"\nwidth {case.width}, depth {case.depth}, {case.precision}", flush=True)
             for task, of_task in tasks.items():
                 for contender in of_task["contenders"].values():
                     print(f"  {task:8} {contender['label']:50}", _line(contender), flush=True)

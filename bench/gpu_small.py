@@ -9,11 +9,13 @@ import numpy as np
 import fastperm
 from fastperm.kernels import cuda
 from fastperm.kernels.cuda import compiling
+from fastperm.kernels.cuda.strips import LAYOUTS, TENSOR_LAYOUTS
 
-# One element, a set that spans tiles, many in one; widths of both tiles, aligned for 128 bits and not.
+# One element, a set that spans tiles, many in one; widths of all tiles and of the library, aligned for 128 bits and not.
 COUNTS = (1, 150, 3, 2, 40)
-NETWORKS = ((3, 33), (8, 40))
-HOW = (("mean", "mean"), ("sum", "max"), ("max", "sum"), ("mean", None))
+NETWORKS = ((3, 33), (8, 130), (257, 260))
+HOW = (("sum", "max"), ("max", "mean"), ("mean", None))  # layer by layer
+RESIDENT = ("mean", "sum")
 
 
 def run():
@@ -21,9 +23,9 @@ def run():
     launched = set()
     call = compiling.Kernel.__call__
 
-    def remember(kernel, *arguments):
+    def remember(kernel, *arguments, **how):
         launched.add(kernel.name)
-        return call(kernel, *arguments)
+        return call(kernel, *arguments, **how)
 
     compiling.Kernel.__call__ = remember
     xp = cuda.xp
@@ -31,8 +33,12 @@ def run():
         xp.cuda.set_allocator(None)
     generator = np.random.default_rng(0)
     for widths in NETWORKS:
-        for aggregate, pool in HOW:
-            _train(widths, aggregate, pool, generator)
+        for how in HOW:
+            _train(widths, how, generator)
+    for layout in LAYOUTS:
+        _train((layout.width, layout.width - 3), RESIDENT, generator)
+    for layout in TENSOR_LAYOUTS:
+        _train((layout.width, layout.width - 3), RESIDENT, generator, precision="tf32")
     x, offsets = generator.uniform(0, 6, 9), np.array([0, 3, 4, 9])
     coefficients = generator.standard_normal((3, 10)).view(np.complex128)
     cuda.fourier_series(*map(xp.asarray, (x, offsets, coefficients)), y=xp.empty(9))
@@ -41,9 +47,10 @@ def run():
     return sorted(set(compiling.KERNELS) - launched)
 
 
-def _train(widths, aggregate, pool, generator):
+def _train(widths, how, generator, **settings):
     shape = {"in_features": 2, "width": widths, "depth": len(widths), "out_features": 3}
-    net = fastperm.DeepSet(**shape, aggregate=aggregate, pool=pool, backend="cuda", seed=0)
+    settings |= dict(zip(("aggregate", "pool"), how, strict=True))
+    net = fastperm.DeepSet(**shape, **settings, backend="cuda", seed=0)
     arrays = [generator.standard_normal((count, 2)) for count in COUNTS]
     sets = fastperm.Sets.ragged(arrays, [generator.uniform(0.1, 1, count) for count in COUNTS])
     targets = np.ones(net.prediction_shape(sets))

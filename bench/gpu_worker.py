@@ -19,9 +19,13 @@ import costs
 from turns import half_turn
 from worker import NotMeasuredError
 
-# TF32 is off in the frameworks' own settings, and once more in NVIDIA's libraries below them. JAX would take most of
-# the memory of the GPU at once, and the others need theirs.
-ENVIRONMENT = {"NVIDIA_TF32_OVERRIDE": "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# JAX would take most of the memory of the GPU at once, and the others need theirs.
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# Where it is not asked for, TF32 is off in the frameworks' own settings, and once more in NVIDIA's libraries below them.
+NO_TF32 = {"NVIDIA_TF32_OVERRIDE": "0"}
+
+
+TOO_SLOW = "it took longer than"
 
 
 class GpuWorker:
@@ -31,6 +35,8 @@ class GpuWorker:
     ----------
     name : str
         A key of `contenders.CONTENDERS_ON_GPU`.
+    precision : {"float32", "tf32"}, default="float32"
+        Of all its cases.
 
     Attributes
     ----------
@@ -38,8 +44,8 @@ class GpuWorker:
         Whether the contender has failed, and its process has ended.
     """
 
-    def __init__(self, name):
-        self.failed = False
+    def __init__(self, name, precision="float32"):
+        self.failed, self.precision = False, precision
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 (closed in close)
         self._process = subprocess.Popen(
             [sys.executable, __file__, name],
@@ -47,7 +53,7 @@ class GpuWorker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | (NO_TF32 if precision == "float32" else {}),
             start_new_session=True,
         )
 
@@ -70,7 +76,7 @@ class GpuWorker:
         """
         ready, _, _ = select.select([self._process.stdout], [], [], max(0, limit))
         if not ready:
-            raise self._failure(f"it took longer than {limit:.0f} s")
+            raise self._failure(f"{TOO_SLOW} {max(0, limit):.0f} s")
         line = self._process.stdout.readline()
         if line:
             answer = json.loads(line)

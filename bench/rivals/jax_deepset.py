@@ -31,11 +31,13 @@ class JaxDeepSet:
     ----------
     net : fastperm.DeepSet
         Where the parameters start; they are copied. Float64 needs ``jax_enable_x64``.
+    precision : {"float32", "tf32"}, default="float32"
+        Of products on a GPU, where JAX takes TF32 by itself.
     """
 
-    def __init__(self, net):
+    def __init__(self, net, *, precision="float32"):
         settings = Adam().config()
-        jax.config.update("jax_default_matmul_precision", "highest")  # on a GPU JAX takes TF32 by itself
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if precision == "tf32" else "highest")
         beta1, beta2, epsilon = (settings[name] for name in ("beta1", "beta2", "epsilon"))
         self.parameters = {name: jnp.array(array) for name, array in net.parameters.items()}
         self.moments = tuple(jax.tree.map(jnp.zeros_like, self.parameters) for _ in range(2))

@@ -41,11 +41,13 @@ class TorchDeepSet:
         Of ``torch.compile``; "max-autotune" tries out tiles of products and, on a GPU, replays CUDA graphs.
     device : str, default="cpu"
         Where.
+    precision : {"float32", "tf32"}, default="float32"
+        Of products on a GPU.
     """
 
-    def __init__(self, net, *, compiled=False, mode=None, device="cpu"):
+    def __init__(self, net, *, compiled=False, mode=None, device="cpu", precision="float32"):
         settings = Adam().config()
-        torch.set_float32_matmul_precision("highest")  # the default: no TF32
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = False
         self.device = device
         self.network = Network(net.parameters).to(device)

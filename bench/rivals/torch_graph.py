@@ -19,10 +19,13 @@ class TorchGraph(TorchDeepSet):
     ----------
     net : fastperm.DeepSet
         Where the parameters start; they are copied.
+    precision : {"float32", "tf32"}, default="float32"
+        Of products.
     """
 
-    def __init__(self, net):
-        super().__init__(net, compiled=True, mode="max-autotune-no-cudagraphs", device="cuda")
+    def __init__(self, net, *, precision="float32"):
+        # Its products are those of cuBLAS: to try out others, as max-autotune does, takes half a minute a network.
+        super().__init__(net, compiled=True, device="cuda", precision=precision)
         group = self.optimizer.param_groups[0]
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),
