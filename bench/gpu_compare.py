@@ -17,6 +17,8 @@ from worker import NotMeasuredError
 
 WIDTHS = (64, 16, 32, 128, 512, 2048)  # the headline network first
 CASES = tuple(Case(width=width, precision=precision) for precision in ("float32", "tf32") for width in WIDTHS)
+# Sets up after the others: it tries out products on all processors.
+SLOW = ("torch-compile",)
 STAND_IN = "fastperm-reference"  # for a framework, where the program is tried out
 ROUNDS = (5, 15)  # at least, however long they take, and at most
 # Of the time that a case has: for imports and compilation, and for rounds.
@@ -79,15 +81,16 @@ def measure(cases, names, seconds, out, *, frameworks=FRAMEWORKS_ON_GPU, rounds=
 def _set_up(case, workers, seconds):
     """Return the workers that have set the case up in time, why the others have not, and what those say."""
     end = time.monotonic() + seconds
-    for worker in workers.values():
-        worker.ask(case)
     ready, failures, described = {}, {}, {}
-    for name, worker in workers.items():
-        try:
-            described[name] = worker.answer(end - time.monotonic())
-            ready[name] = worker
-        except NotMeasuredError as reason:
-            failures[name] = str(reason)
+    for together in ([name for name in workers if name not in SLOW], [name for name in workers if name in SLOW]):
+        for name in together:
+            workers[name].ask(case)
+        for name in together:
+            try:
+                described[name] = workers[name].answer(end - time.monotonic())
+                ready[name] = workers[name]
+            except NotMeasuredError as reason:
+                failures[name] = str(reason)
     return ready, failures, described
 
 

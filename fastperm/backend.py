@@ -80,7 +80,7 @@ def get(name):
 @functools.cache
 def _cuda_for_auto():
     """Return whether "auto" takes the GPU; if there seems to be one and it cannot be used, say why, once."""
-    if not gpu.PROVEN or not gpu.has_driver():
+    if not gpu.has_driver():
         return False
     if (reason := why_missing("cuda")) is not None:
         _logger.warning("backend 'auto' does not take 'cuda', which is not available: %s", reason)

@@ -5,8 +5,6 @@ import sys
 
 # What the PTX of CUDA 13.0 needs.
 DRIVER, CUDA = 580, 13000
-# Whether `make gpu` has passed on a GPU. Until then "auto" leaves the backend to those who ask for it by name.
-PROVEN = False
 INSTALL = 'pip install "fastperm[cuda]"'
 
 

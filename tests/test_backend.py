@@ -10,7 +10,7 @@ from fastperm import backend, gpu
 
 def test_auto_is_the_fast_one(monkeypatch):
     # With a GPU: test_gpu.
-    monkeypatch.setattr(gpu, "PROVEN", False)
+    monkeypatch.setattr(gpu, "has_driver", lambda: False)
     backend._cuda_for_auto.cache_clear()
     assert backend.resolve("auto") == "cpu"
     assert fastperm.DeepSet(2, 3, 1, 1).backend == "cpu"

@@ -5,6 +5,7 @@ is imported, so these tests have a process of their own.
 """
 
 import os
+import pickle
 from functools import partial
 from itertools import pairwise
 
@@ -456,6 +457,16 @@ def test_deep_set_stream(cuda, aggregate, pool, weighted, monkeypatch):
 def test_float64_is_refused(cuda):
     with pytest.raises(TypeError, match="the cuda backend expected an array of float32, got float64"):
         cuda.dense_forward(*np.ones((2, 2, 2)), np.ones(2), y=np.ones((2, 2)))
+
+
+def test_precision_is_where_a_network_computes_and_not_what_it_is(cuda, tmp_path):
+    net = fastperm.DeepSet(2, 4, 1, 1, seed=0, backend="cuda", precision="tf32")
+    assert "precision='tf32'" in repr(net)
+    assert pickle.loads(pickle.dumps(net)).precision == "tf32"
+    assert net.to("cuda").precision == net.to("reference").precision == "float32"
+    assert net.to("reference").to("cuda", precision="tf32").precision == "tf32"
+    net.save(tmp_path / "net.safetensors")
+    assert fastperm.load(tmp_path / "net.safetensors", backend="cuda").precision == "float32"
 
 
 def test_a_network_trains_and_moves_between_backends(cuda):

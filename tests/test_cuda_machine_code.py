@@ -1,9 +1,12 @@
 """Every cuda kernel compiled, assembled and looked at, without a GPU: `make cuda-check`."""
 
-import functools
+import os
 import re
 import subprocess
 import sysconfig
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -50,23 +53,52 @@ def tool(name):
     return path
 
 
-@functools.cache
-def assembled(name, architecture, folder):
-    """Return what ptxas says of a kernel, and its machine code."""
-    ptx, cubin = folder / f"{name}.ptx", folder / f"{name}.cubin"
-    ptx.write_text(compiling.KERNELS[name].compile(architecture))
-    arch = f"sm_{architecture[0]}{architecture[1]}"
-    result = subprocess.run(
-        [tool("ptxas"), "-v", "-arch", arch, ptx, "-o", cubin], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    code = subprocess.run([tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=True).stdout
-    return result.stderr, code
+def everything_about(name, folder):
+    """Assemble a kernel for all architectures and leave its PTX, its machine code and what ptxas says in a folder."""
+    kernel = compiling.KERNELS[name]
+    for architecture, ptx in compiled(kernel):
+        arch = f"sm_{architecture[0]}{architecture[1]}"
+        path = folder / f"{name}-{arch}"
+        path.with_suffix(".ptx").write_text(ptx)
+        cubin = path.with_suffix(".cubin")
+        command = [tool("ptxas"), "-v", "-arch", arch, path.with_suffix(".ptx"), "-o", cubin]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        path.with_suffix(".says").write_text(result.stderr)
+        if result.returncode == 0:
+            code = subprocess.run([tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=True).stdout
+            path.with_suffix(".sass").write_text(code)
+
+
+def compiled(kernel):
+    """Yield PTX for every architecture. Nine tenths of the time go by before Numba asks for which: once is enough."""
+    try:
+        from numba.cuda.compiler import _compile_pyfunc_with_fixup as analyse
+    except ImportError:  # it is not for others to use
+        yield from ((architecture, kernel.compile(architecture)) for architecture in compiling.ARCHITECTURES)
+        return
+    settings = dict.fromkeys(("debug", "lineinfo", "device", "fastmath"), False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library, _ = analyse(kernel.function, kernel.signature, cc=(8, 0), opt=True, abi="numba", **settings)
+        for architecture in compiling.ARCHITECTURES:
+            (ptx,) = library.get_asm_strs(cc=architecture)
+            yield architecture, kernel.finished(ptx)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("kernels")
+def assembled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kernels")
+    # The longest first, so that none is left for the end.
+    names = sorted(compiling.KERNELS, key=lambda name: (not name.startswith("resident_step"), name))
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        list(pool.map(everything_about, names, [folder] * len(names)))
+
+    def found(name, architecture):
+        path = folder / f"{name}-sm_{architecture[0]}{architecture[1]}"
+        assert path.with_suffix(".sass").exists(), path.with_suffix(".says").read_text()
+        return [path.with_suffix(suffix).read_text() for suffix in (".says", ".sass", ".ptx")]
+
+    return found
 
 
 def test_every_kernel_has_a_budget():
@@ -75,8 +107,8 @@ def test_every_kernel_has_a_budget():
 
 @ARCHITECTURES
 @EVERY
-def test_nothing_spills_and_the_budget_is_kept(name, architecture, folder):
-    says, _ = assembled(name, architecture, folder)
+def test_the_budget_is_kept(name, architecture, assembled):
+    says, _, _ = assembled(name, architecture)
     kernel = says.partition(f"Function properties for {name}\n")[2]  # functions of libdevice have their own
     found = {
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", says))),
@@ -84,8 +116,8 @@ def test_nothing_spills_and_the_budget_is_kept(name, architecture, folder):
         "shared": int((re.search(r"(\d+) bytes smem", says) or [0, 0])[1]),
         "stack": int(re.search(r"(\d+) bytes stack frame", kernel)[1]),
     }
-    registers, shared, stack = BUDGETS[name]
-    assert found["spilled"] == 0, found
+    registers, shared, stack, *spilled = BUDGETS[name]
+    assert found["spilled"] <= sum(spilled), found
     assert found["registers"] <= registers, found
     assert found["shared"] <= shared, found
     assert found["stack"] <= stack, found
@@ -95,8 +127,8 @@ def test_nothing_spills_and_the_budget_is_kept(name, architecture, folder):
 
 @ARCHITECTURES
 @pytest.mark.parametrize("name", [name for name in BUDGETS if name.startswith("product")])
-def test_products_are_made_of_wide_accesses_and_fused_multiply_adds(name, architecture, folder):
-    _, code = assembled(name, architecture, folder)
+def test_products_are_made_of_wide_accesses_and_fused_multiply_adds(name, architecture, assembled):
+    _, code, _ = assembled(name, architecture)
     for pattern in WIDE:
         assert re.search(pattern, code), f"no {pattern} in {name}"
     fused = len(re.findall(r"\bFFMA\b", code)) + 2 * len(re.findall(r"\bFFMA2\b", code))
@@ -105,8 +137,8 @@ def test_products_are_made_of_wide_accesses_and_fused_multiply_adds(name, archit
 
 
 @ARCHITECTURES
-def test_shared_memory_is_aligned_for_vectors(architecture):
-    ptx = compiling.KERNELS["finish"].compile(architecture)
+def test_shared_memory_is_aligned_for_vectors(architecture, assembled):
+    _, _, ptx = assembled("finish", architecture)
     assert re.findall(r"\.shared \.align (\d+)", ptx) == ["16"]
     assert f".target sm_{architecture[0]}{architecture[1]}" in ptx
     assert ".entry finish(" in ptx

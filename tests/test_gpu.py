@@ -57,7 +57,6 @@ def machine(monkeypatch, tmp_path):
                 Device=lambda device=0: SimpleNamespace(compute_capability=capability),
             )
         )
-        monkeypatch.setattr(gpu, "PROVEN", True)
         monkeypatch.setattr(gpu, "has_driver", lambda: True)
         monkeypatch.setitem(sys.modules, "cupy", module if cupy else None)
         monkeypatch.setattr(compiling, "compiler", lambda: compiler)
@@ -120,13 +119,6 @@ def test_with_a_cupy_that_is_broken(machine, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     assert "CuPy cannot be imported (numpy.dtype size changed)" in backend.why_missing("cuda")
     assert backend.resolve("auto") == "cpu"
-
-
-def test_auto_leaves_a_backend_that_is_not_proven(machine, monkeypatch):
-    machine()
-    monkeypatch.setattr(gpu, "PROVEN", False)
-    assert backend.resolve("auto") == "cpu"
-    assert backend.resolve("cuda") == "cuda"
 
 
 def test_auto_takes_a_usable_gpu_for_float32_and_not_for_numpy_arrays(machine):

@@ -239,3 +239,10 @@ def test_an_equivariant_network_answers_for_every_element():
 def test_repr_says_the_settings():
     net = fastperm.DeepSet(2, 64, 4, 4, backend="cpu")
     assert repr(net).startswith("DeepSet(in_features=2, width=64, depth=4, out_features=4, aggregate='mean'")
+
+
+def test_a_precision_that_the_backend_does_not_know():
+    with pytest.raises(ValueError, match="precision='tf32' is for the cuda backend, and this network is on 'cpu'"):
+        fastperm.DeepSet(2, 3, 1, 1, backend="cpu", precision="tf32")
+    with pytest.raises(ValueError, match="precision must be one of"):
+        fastperm.DeepSet(2, 3, 1, 1, backend="cpu", precision="float16")

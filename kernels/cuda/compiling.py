@@ -113,16 +113,24 @@ class Kernel:
 
     def compile(self, architecture):
         """Return PTX for an architecture, such as (9, 0), whose entry bears the name of the kernel."""
-        signature = numba.types.void(*(_numba_type(parameter) for parameter in self.parameters))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice about CUDA's own compiler
-            ptx, _ = cuda.compile_ptx(self.function, signature, cc=architecture)
+            ptx, _ = cuda.compile_ptx(self.function, self.signature, cc=architecture)
+        return self.finished(ptx)
+
+    def finished(self, ptx):
+        """Return what Numba has made of the kernel as a GPU should get it."""
         entry = re.findall(r"\.entry (\w+)", ptx)[0]
         # Numba aligns shared memory to its elements, and its simulator knows no other way; vectors need 16 bytes.
         ptx = re.sub(r"\.shared \.align [1248] ", ".shared .align 16 ", ptx.replace(entry, self.name))
         # Without these, a thread may get more registers than there are for a block.
         bounds = f".maxntid {self.threads}, 1, 1\n.minnctapersm {self.blocks}"
         return re.sub(rf"(\.entry {self.name}\([^)]*\))", rf"\1\n{bounds}", ptx)
+
+    @property
+    def signature(self):
+        """The types of its parameters, as Numba knows them."""
+        return numba.types.void(*(_numba_type(parameter) for parameter in self.parameters))
 
     @functools.cached_property
     def _simulated(self):
