@@ -287,9 +287,10 @@ def _gpu_times(found, cases, task, precision):
                 "" if rate is None else _significant(rate),
             ]
         )
+    kind = "true float32" if precision == "float32" else "TF32"
     text = (
-        f"{WORDS[task].capitalize()}, {'true float32' if precision == 'float32' else 'TF32'} ({_sets(found)}): median time and its ratio to ours; for fastperm "
-        "and for the fastest framework of each round, quartiles in brackets."
+        f"{WORDS[task].capitalize()}, {kind} ({_sets(found)}): median time and its ratio to ours; for fastperm and for "
+        "the fastest framework of each round, quartiles in brackets."
     )
     return f"{text}\n\n{_table(header, rows)}"
 

@@ -63,7 +63,9 @@ def measure(cases, names, seconds, out, *, frameworks=FRAMEWORKS_ON_GPU, rounds=
                     workers[name] = stack.enter_context(GpuWorker(name, case.precision))
             running = {name: worker for name, worker in workers.items() if name not in too_slow}
             ready, failures, described = _set_up(case, running, share * SET_UP_SHARE)
-            too_slow |= {name: why for name, why in failures.items() if why.startswith(TOO_SLOW) and name != OURS_ON_GPU}
+            too_slow |= {
+                name: why for name, why in failures.items() if why.startswith(TOO_SLOW) and name != OURS_ON_GPU
+            }
             failures = {**too_slow, **failures}
             tasks = {
                 task: _time(case, task, ready, failures, described, names, frameworks, share, rounds)

@@ -11,7 +11,7 @@ from fastperm.kernels import cuda
 from fastperm.kernels.cuda import compiling
 from fastperm.kernels.cuda.strips import LAYOUTS, TENSOR_LAYOUTS
 
-# One element, a set that spans tiles, many in one; widths of all tiles and of the library, aligned for 128 bits and not.
+# One element, a set that spans tiles, many in one; widths of all tiles and of the library, aligned for 128 bits or not.
 COUNTS = (1, 150, 3, 2, 40)
 NETWORKS = ((3, 33), (8, 130), (257, 260))
 HOW = (("sum", "max"), ("max", "mean"), ("mean", None))  # layer by layer

@@ -21,7 +21,7 @@ from worker import NotMeasuredError
 
 # JAX would take most of the memory of the GPU at once, and the others need theirs.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-# Where it is not asked for, TF32 is off in the frameworks' own settings, and once more in NVIDIA's libraries below them.
+# Unless it is asked for, TF32 is off in the frameworks' own settings, and once more in NVIDIA's libraries below them.
 NO_TF32 = {"NVIDIA_TF32_OVERRIDE": "0"}
 
 

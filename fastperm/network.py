@@ -120,7 +120,9 @@ class DeepSet:
         self.kernels = backends.get(self.backend)
         self.precision = check_choice(precision, "precision", PRECISIONS)
         if self.precision != "float32" and self.backend != "cuda":
-            raise ValueError(f"precision={precision!r} is for the cuda backend, and this network is on {self.backend!r}")
+            raise ValueError(
+                f"precision={precision!r} is for the cuda backend, and this network is on {self.backend!r}"
+            )
 
         inputs = (self.in_features, *self.widths)
         shapes = {

@@ -353,7 +353,7 @@ def test_resident(cuda, widths, counts, aggregate, pool, weighted, monkeypatch):
 
 
 def test_tensor_cores_multiply_what_tf32_holds_exactly(cuda, monkeypatch):
-    """Small integers and powers of 2 throughout: every number has its place in the fragments, or the result is wrong."""
+    """Small integers and powers of 2: every number is in its place of the fragments, or the result is wrong."""
     from fastperm.kernels.cuda import resident, strips
 
     generator = np.random.default_rng(SEED)

@@ -16,31 +16,50 @@ from fastperm.kernels.cuda import compiling
 pytestmark = pytest.mark.machine_code
 
 # The most that a kernel may take on any architecture: registers of a thread, bytes of shared memory of a block, bytes
-# of a stack frame. More registers than these, and fewer blocks fit on a multiprocessor.
+# of a stack frame, and bytes of spills, stored and loaded, if there may be any: not in the loops of a product (see below).
+# More registers than these, and fewer blocks fit on a multiprocessor.
 BUDGETS = {
     "adam_step": (24, 0, 0),
-    "add_parts": (32, 0, 0),
-    "add_sums": (32, 2048, 0),
+    "add_parts": (40, 2048, 0),
     "finish": (40, 2048, 0),
-    "fourier_series": (40, 0, 40),  # the stack of cos and sin, for angles beyond 10⁵
+    "finish_product": (56, 0, 0),
+    "fourier_series": (54, 0, 40),  # the stack of cos and sin, for angles beyond 10⁵
     "mask": (16, 0, 0),
+    "mean_of_sums": (48, 2048, 0),
     "pool_partials": (48, 0, 0),
-    "product_128x32": (128, 21504, 0),
-    "product_128x64": (168, 25600, 0),
-    "product_transposed_128x32": (128, 21504, 0),
-    "product_transposed_128x64": (168, 25600, 0),
+    "product_128x128": (128, 16896, 8, 8),
+    "product_128x32": (152, 21504, 0),
+    "product_128x64": (128, 12800, 8, 16),
+    "product_transposed_128x128": (128, 16896, 8, 8),
+    "product_transposed_128x32": (136, 21504, 0),
+    "product_transposed_128x64": (128, 12800, 8, 16),
+    "product_turned_128x128": (128, 16896, 8, 8),
     "product_turned_128x32": (128, 21504, 0),
-    "product_turned_128x64": (168, 25600, 0),
+    "product_turned_128x64": (128, 12800, 8, 16),
+    "resident_forward_16": (128, 0, 0),
+    "resident_forward_32": (128, 0, 0),
+    "resident_forward_64": (128, 0, 256, 64),
+    "resident_forward_tf32_16": (128, 0, 0),
+    "resident_forward_tf32_32": (128, 0, 0),
+    "resident_forward_tf32_64": (128, 0, 256, 64),
+    "resident_step_16": (128, 0, 128, 64),
+    "resident_step_32": (128, 0, 144, 64),
+    "resident_step_64": (128, 0, 304, 1100),
+    "resident_step_tf32_16": (128, 0, 64, 64),
+    "resident_step_tf32_32": (128, 0, 128, 64),
+    "resident_step_tf32_64": (128, 0, 304, 1100),
     "row_scales": (24, 0, 0),
     "sets_of_rows": (24, 0, 0),
     "squared_error": (40, 2048, 0),
-    "unpool": (32, 0, 0),
+    "unpool": (40, 0, 0),
 }
 
 # What the machine code of a product must contain: accesses of 128 bits everywhere, and so many fused multiply-adds
 # (on later cards two of them in one instruction) between the loads of two steps.
 WIDE = (r"LDG\.E\S*\.128", r"STG\.E\S*\.128", r"LDS\.128", r"STS\.128")
-FUSED = {"128x32": 64, "128x64": 128}
+FUSED = {"128x32": 64, "128x64": 128, "128x128": 128}
+# The loops of kernels that keep a set on chip have at least so many of these.
+LOOPS = {"16": ("FFMA", 64), "32": ("FFMA", 64), "64": ("FFMA", 128), "tf32": ("HMMA", 4)}
 
 EVERY = pytest.mark.parametrize("name", BUDGETS)
 ARCHITECTURES = pytest.mark.parametrize("architecture", compiling.ARCHITECTURES, ids=lambda a: f"sm_{a[0]}{a[1]}")
@@ -133,7 +152,25 @@ def test_products_are_made_of_wide_accesses_and_fused_multiply_adds(name, archit
         assert re.search(pattern, code), f"no {pattern} in {name}"
     fused = len(re.findall(r"\bFFMA\b", code)) + 2 * len(re.findall(r"\bFFMA2\b", code))
     assert fused >= FUSED[name.rpartition("_")[2]]
-    assert not re.search(r"\b(LDL|STL)\b", code)  # no array in memory
+    if len(BUDGETS[name]) == 3:
+        assert not re.search(r"\b(LDL|STL)\b", code)  # no array in memory
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("name", [name for name in BUDGETS if name.startswith("resident")])
+def test_the_loops_of_a_set_on_chip_are_made_of_products(name, architecture, assembled):
+    _, code, _ = assembled(name, architecture)
+    tensor_cores = "tf32" in name
+    instruction, least = LOOPS["tf32" if tensor_cores else name.rpartition("_")[2]]
+    # A block of instructions that ends by going back to its own beginning.
+    blocks = re.findall(r"^(\.L_x_\d+):\n((?:(?!\.L_x_).*\n)*?.*\bBRA\S* .*\1\).*\n)", code, re.MULTILINE)
+    products = [block for _, block in blocks if len(re.findall(rf"\b{instruction}\d?\b", block)) >= least]
+    assert len(products) >= (2 if "step" in name else 1)
+    for block in products:
+        assert not re.search(r"\b(LDL|STL)\b", block)
+        assert tensor_cores or re.search(r"LDS\.128", block)
+    assert bool(re.search(r"\bHMMA\b", code)) == tensor_cores
+    assert bool(re.search(r"LDGSTS", code)) == ("step" in name)  # h comes without a register
 
 
 @ARCHITECTURES

@@ -1,8 +1,8 @@
 """The whole network; specification in ``kernels/reference/deep_set.py``.
 
 Sets that fit are computed on chip (``resident.py``). The others go layer by layer, as in the specification, with the
-fused products of ``equivariant.py``: the launch that writes h_{i+1} also adds it up for the next pooling, and on the way
-back the launch that writes the gradient of h_i has masked it and added it up.
+fused products of ``equivariant.py``: the launch that writes h_{i+1} also adds it up for the next pooling, and on the
+way back the launch that writes the gradient of h_i has masked it and added it up.
 """
 
 from itertools import pairwise
@@ -70,7 +70,7 @@ def deep_set_step(
     gradients,  # (P,), accumulated
     precision="float32",  # or "tf32"
 ):
-    """Return the loss as an array on the GPU, which `float` waits for. If it is not finite, the gradients mean nothing."""
+    """Return the loss as an array on the GPU, for which `float` waits. If it is not finite, gradients mean nothing."""
     host_offsets = on_host(offsets)
     layout = layout_for(host_offsets, widths, aggregate, pool, precision)
     if isinstance(layout, Layout):

@@ -102,21 +102,48 @@ def product(
     rows, inner = A.shape
     columns = out.shape[1]
     partials = None if code == NO_POOL else partial_sums(rows, n_sets, columns)
-    flags = (c is not None, sets is not None, scales is not None, relu, masked_by is not None, weights is not None, code)
+    flags = (
+        c is not None,
+        sets is not None,
+        scales is not None,
+        relu,
+        masked_by is not None,
+        weights is not None,
+        code,
+    )
     if by_library(inner, columns, tf32=tf32):
         _matmul(A, B.T if B_along_k else B, out, tf32)
         if any(flags[:-1]) or code != NO_POOL:
             units = -(-rows // PARTIAL_ROWS) * columns
-            _finish_product(-(-units // THREADS), c, sets, scales, masked_by, weights, *flags, rows, columns, out, partials)
+            _finish_product(
+                -(-units // THREADS), c, sets, scales, masked_by, weights, *flags, rows, columns, out, partials
+            )
         return partials
     tile, kernels = suited(columns)
-    flags += (
+    alignment = (
         *(aligned(A, inner), aligned(B, inner if B_along_k else columns)),
         all(aligned(array, columns) for array in (out, c, masked_by)),
     )
     blocks = -(-rows // tile.rows) * -(-columns // tile.columns)
     kernels["turned" if B_along_k else "plain"](
-        *(blocks, A, B, c, sets, scales, masked_by, weights, *flags, rows, columns, inner, inner, out, partials)
+        *(
+            blocks,
+            A,
+            B,
+            c,
+            sets,
+            scales,
+            masked_by,
+            weights,
+            *flags,
+            *alignment,
+            rows,
+            columns,
+            inner,
+            inner,
+            out,
+            partials,
+        )
     )
     return partials
 
@@ -273,7 +300,12 @@ def _make(name, tile, A_along_k, B_along_k):
             for j in range(held_columns):
                 sums[i * held_columns + j] += a[i] * b[j]
 
-    @kernel("f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 10 + "i8 i8 i8 i8 f4* f4*", threads=threads, name=name, blocks=tile.blocks)
+    @kernel(
+        "f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 10 + "i8 i8 i8 i8 f4* f4*",
+        threads=threads,
+        name=name,
+        blocks=tile.blocks,
+    )
     def multiply(
         A,  # (R, K) along k, else (K, R)
         B,  # (N, K) along k, else (K, N)

@@ -11,8 +11,8 @@ On the way back the gradient g of a layer lies where h was.
     dW_self = h gᵀ     groups of threads share the elements, and each has a tile of dW_self; h comes in stages
     dx = (W_self g + dm) ⊙ 1[h > 0]     in place, as forward
 
-Every block adds up the gradients of its sets in a part of its own; `product.add_parts` adds up the parts. How many blocks
-there are depends on the number of sets alone, and so do the bits of the result.
+Every block adds up the gradients of its sets in a part of its own; `product.add_parts` adds up the parts. How many
+blocks there are depends on the number of sets alone, and so do the bits of the result.
 
 Widths are rounded up to a layout of ``strips.py``, which says how threads share the products.
 """
@@ -30,7 +30,7 @@ from fastperm.kernels.cuda.strips import (
     strips_of_multiply_adds,
     strips_of_tensor_cores,
 )
-from fastperm.kernels.cuda.vectors import copy4, end_copies, load1, store1, wait_for_copies_but_one
+from fastperm.kernels.cuda.vectors import add1, copy4, end_copies, load1, store1, wait_for_copies_but_one
 
 # The sets are dealt out to so many blocks at most: two for each multiprocessor of a large card.
 BLOCKS = 3 if SIMULATED else 264
@@ -181,7 +181,7 @@ def _make(layout, training):
             for j in range(held_columns):
                 b[j] += a[r] * sums[r * held_columns + j]
         for j in range(held_columns):
-            store1(shared, own_sums + j // U * far + j % U * near, load1(shared, own_sums + j // U * far + j % U * near) + b[j])
+            add1(shared, own_sums + j // U * far + j % U * near, b[j])
 
     @device
     def clear_own_sums(shared, own_sums):
@@ -316,7 +316,13 @@ def _make(layout, training):
 
     arrays = "f4* i8* f4* f4* f4* i8* " + "i4 " * 4 + "i8 " * 4 + "f4 f4* f4* f8* f4*"
 
-    @kernel(arrays, threads=threads, name=f"resident_{'step' if training else 'forward'}_{layout.name}", blocks=layout.blocks, dynamic=True)
+    @kernel(
+        arrays,
+        threads=threads,
+        name=f"resident_{'step' if training else 'forward'}_{layout.name}",
+        blocks=layout.blocks,
+        dynamic=True,
+    )
     def network(
         x,  # (T, K_0)
         offsets,  # (S + 1,)
@@ -403,7 +409,7 @@ def _make(layout, training):
                             total = zero
                             for r in range(8):
                                 total += next_a[r] * a[r]
-                            store1(shared, own_sums + i // U * far + i % U * near, load1(shared, own_sums + i // U * far + i % U * near) + total)
+                            add1(shared, own_sums + i // U * far + i % U * near, total)
             column_sums(shared, free, aggregate_divisor, thread, m)
 
             place = np.int64(0)  # of the parameters of a layer
@@ -428,7 +434,9 @@ def _make(layout, training):
                     strip = turn * warps + warp
                     row = strip * strip_rows + own_row
                     if strip < strips:
-                        multiply_strip(shared, h + strip * strip_rows, stride, W, inner, lane, a, b, next_a, next_b, sums)
+                        multiply_strip(
+                            shared, h + strip * strip_rows, stride, W, inner, lane, a, b, next_a, next_b, sums
+                        )
                     _syncwarp()
                     if strip < strips:
                         hold_rows(shared, w + row, a)
@@ -522,14 +530,28 @@ def _make(layout, training):
                                 store1(shared, W + j * lead + share + i * shares, sums[i])
                         cuda.syncthreads()
                         vector_product(
-                            shared, G, N, parameters, place + K * N, np.int64(1), N, K, np.int64(-1), free, thread, dm, sums
+                            shared,
+                            G,
+                            N,
+                            parameters,
+                            place + K * N,
+                            np.int64(1),
+                            N,
+                            K,
+                            np.int64(-1),
+                            free,
+                            thread,
+                            dm,
+                            sums,
                         )
                         clear_own_sums(shared, own_sums)
                         for turn in range(turns):
                             strip = turn * warps + warp
                             row = strip * strip_rows + own_row
                             if strip < strips:
-                                multiply_strip(shared, h + strip * strip_rows, stride, W, inner, lane, a, b, next_a, next_b, sums)
+                                multiply_strip(
+                                    shared, h + strip * strip_rows, stride, W, inner, lane, a, b, next_a, next_b, sums
+                                )
                             _syncwarp()
                             if strip < strips:
                                 hold_rows(shared, w + row, a)

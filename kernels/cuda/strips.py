@@ -1,8 +1,8 @@
 """How the threads of a block share out a layer of a set that lies in shared memory; part of ``resident.py``.
 
-Activations lie there with their features in rows, h (K, N). A warp computes a strip of elements with all features, and a
-group of warps a tile of dW_self over its share of the elements. Each thread has 8 elements of a strip, and some features,
-in registers: ``sums[r * held_columns + j]`` for element r and feature j.
+Activations lie there with their features in rows, h (K, N). A warp computes a strip of elements with all features, and
+a group of warps a tile of dW_self over its share of the elements. Each thread has 8 elements of a strip, and some
+features, in registers: ``sums[r * held_columns + j]`` for element r and feature j.
 
 There are two ways: fused multiply-adds on blocks of numbers, and tensor cores on fragments.
 """
@@ -20,8 +20,8 @@ VECTORS = 5  # in shared memory, of one float for each feature
 class Layout(NamedTuple):
     """A block for layers of up to ``width`` features.
 
-    A warp is a grid of ``rows`` × ``columns`` threads over a strip, each with 8 elements. For dW_self a group of threads
-    has a tile of all features, ``across`` × ``down`` numbers of it each.
+    A warp is a grid of ``rows`` × ``columns`` threads over a strip, each with 8 elements. For dW_self a group of
+    threads has a tile of all features, ``across`` × ``down`` numbers of it each.
     """
 
     width: int
@@ -229,7 +229,7 @@ def strips_of_multiply_adds(layout):
                     shared, of_strip + (tile_column + j * tile_columns) * stride + row
                 )
             add_tile_row(shared, of_stage + tile_row * stage_lead + row, 0, of_g, of_h, tiles)
-            if K > tile_rows:  # few features, those of the first layer, have one row in each tile
+            if tile_rows < K:  # few features, those of the first layer, have one row in each tile
                 for k in range(1, across):
                     add_tile_row(shared, of_stage + (tile_row + k * tile_rows) * stage_lead + row, k, of_g, of_h, tiles)
 
@@ -249,8 +249,8 @@ def strips_of_multiply_adds(layout):
 def strips_of_tensor_cores(layout):
     """Return the functions of a layout whose products take tensor cores: m16n8k8 in TF32, sums in float32.
 
-    Features are the rows of a fragment and elements its columns, so that a thread has pairs of elements side by side. Of
-    the 32 threads of a warp, thread 4 g + t has features g and g + 8 of 16, and elements 2 t and 2 t + 1 of 8.
+    Features are the rows of a fragment and elements its columns, so that a thread has pairs of elements side by side.
+    Of the 32 threads of a warp, thread 4 g + t has features g and g + 8 of 16, and elements 2 t and 2 t + 1 of 8.
     """
     held_columns, held, lead, width = layout.held_columns, layout.held, layout.lead, layout.width
     stage_lead, down, group = layout.stage_lead, layout.down, layout.group
@@ -298,13 +298,16 @@ def strips_of_tensor_cores(layout):
             for f in range(features):
                 of_weights = weights_place + 16 * f
                 w0, w1 = round_tf32(load1(shared, of_weights)), round_tf32(load1(shared, of_weights + 8))
-                w2, w3 = round_tf32(load1(shared, of_weights + 4 * lead)), round_tf32(load1(shared, of_weights + 4 * lead + 8))
+                w2, w3 = (
+                    round_tf32(load1(shared, of_weights + 4 * lead)),
+                    round_tf32(load1(shared, of_weights + 4 * lead + 8)),
+                )
                 for i in range(4):
-                    r, j = 2 * i * held_columns, 2 * f
-                    sums[r + j], sums[r + held_columns + j], sums[r + j + 1], sums[r + held_columns + j + 1] = multiply_tf32(
-                        w0, w1, w2, w3, a[2 * i], a[2 * i + 1],
-                        sums[r + j], sums[r + held_columns + j], sums[r + j + 1], sums[r + held_columns + j + 1],
-                    )  # fmt: skip
+                    r = 2 * i * held_columns + 2 * f
+                    s = r + held_columns  # the next element
+                    sums[r], sums[s], sums[r + 1], sums[s + 1] = multiply_tf32(
+                        w0, w1, w2, w3, a[2 * i], a[2 * i + 1], sums[r], sums[s], sums[r + 1], sums[s + 1]
+                    )
             place += 8 * stride
             weights_place += 8 * lead
 
@@ -321,7 +324,10 @@ def strips_of_tensor_cores(layout):
             for f in range(tile_features):
                 of_features = place + 16 * f * stage_lead + row
                 h0, h1 = round_tf32(load1(shared, of_features)), round_tf32(load1(shared, of_features + 8 * stage_lead))
-                h2, h3 = round_tf32(load1(shared, of_features + 4)), round_tf32(load1(shared, of_features + 8 * stage_lead + 4))
+                h2, h3 = (
+                    round_tf32(load1(shared, of_features + 4)),
+                    round_tf32(load1(shared, of_features + 8 * stage_lead + 4)),
+                )
                 for j in range(tile_columns):
                     i = 4 * (f * tile_columns + j)
                     tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3] = multiply_tf32(

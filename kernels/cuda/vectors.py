@@ -88,7 +88,8 @@ else:
 
     _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 
-    def _address(context, builder, array_type, array, place, vector):
+    def _address(context, builder, array_type, of, vector):
+        array, place = of
         if isinstance(array_type, types.Array):
             array = context.make_array(array_type)(context, builder, array).data
         return builder.bitcast(builder.gep(array, [place]), vector.as_pointer())
@@ -100,7 +101,7 @@ else:
         vector_type = ir.VectorType(_FLOAT, length)
 
         def generate(context, builder, signature, arguments):
-            address = _address(context, builder, signature.args[0], *arguments, vector_type)
+            address = _address(context, builder, signature.args[0], arguments, vector_type)
             vector = builder.load(address, align=4 * length)
             numbers = [builder.extract_element(vector, _lane(i)) for i in range(length)]
             return context.make_tuple(builder, signature.return_type, numbers)
@@ -111,7 +112,7 @@ else:
         vector_type = ir.VectorType(_FLOAT, length)
 
         def generate(context, builder, signature, arguments):
-            address = _address(context, builder, signature.args[0], *arguments[:2], vector_type)
+            address = _address(context, builder, signature.args[0], arguments[:2], vector_type)
             vector = ir.Constant(vector_type, ir.Undefined)
             for i, number in enumerate(arguments[2:]):
                 vector = builder.insert_element(vector, number, _lane(i))
@@ -129,7 +130,7 @@ else:
         """Return one float32 of an array; ``place``, counted in elements, is not negative."""
 
         def generate(context, builder, signature, arguments):
-            return builder.load(_address(context, builder, signature.args[0], *arguments, _FLOAT))
+            return builder.load(_address(context, builder, signature.args[0], arguments, _FLOAT))
 
         return types.float32(array, types.int64), generate
 
@@ -138,7 +139,7 @@ else:
         """Write one float32 to an array; ``place``, counted in elements, is not negative."""
 
         def generate(context, builder, signature, arguments):
-            builder.store(arguments[2], _address(context, builder, signature.args[0], *arguments[:2], _FLOAT))
+            builder.store(arguments[2], _address(context, builder, signature.args[0], arguments[:2], _FLOAT))
 
         return types.void(array, types.int64, types.float32), generate
 
@@ -172,7 +173,7 @@ else:
         def generate(context, builder, signature, arguments):
             places = (arguments[:2], arguments[2:])
             addresses = [
-                builder.ptrtoint(_address(context, builder, kind, *of, _FLOAT), ir.IntType(64))
+                builder.ptrtoint(_address(context, builder, kind, of, _FLOAT), ir.IntType(64))
                 for kind, of in zip((signature.args[0], signature.args[2]), places, strict=True)
             ]
             builder.call(copy, addresses)
@@ -205,7 +206,8 @@ else:
     @intrinsic
     def multiply_tf32(typing_context, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
         """Return a b + c of a warp: a (16, 8), b (8, 8), c (16, 8) in the fragments of ``mma.m16n8k8``."""
-        code = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
+        fragments = "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13}"
+        code = f"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {fragments};"
         result = ir.LiteralStructType([_FLOAT] * 4)
         kind = ir.FunctionType(result, [_INT] * 6 + [_FLOAT] * 4)
         product = ir.InlineAsm(kind, code, ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4), side_effect=True)
@@ -217,6 +219,12 @@ else:
             return context.make_tuple(builder, signature.return_type, numbers)
 
         return types.UniTuple(types.float32, 4)(*[types.float32] * 10), generate
+
+
+@device
+def add1(array, place, a):
+    """Add to one float32 of an array; ``place``, counted in elements, is not negative."""
+    store1(array, place, load1(array, place) + a)
 
 
 def aligned(array, columns):
