@@ -16,7 +16,7 @@ from fastperm.kernels.cuda import compiling
 pytestmark = pytest.mark.machine_code
 
 # The most that a kernel may take on any architecture: registers of a thread, bytes of shared memory of a block, bytes
-# of a stack frame, and bytes of spills, stored and loaded, if there may be any: not in the loops of a product (see below).
+# of a stack frame, and bytes of spills, stored and loaded, if there may be any: none in the loops of a product (below).
 # More registers than these, and fewer blocks fit on a multiprocessor.
 BUDGETS = {
     "adam_step": (24, 0, 0),

@@ -125,25 +125,9 @@ def product(
         all(aligned(array, columns) for array in (out, c, masked_by)),
     )
     blocks = -(-rows // tile.rows) * -(-columns // tile.columns)
+    shape = (rows, columns, inner, inner)
     kernels["turned" if B_along_k else "plain"](
-        *(
-            blocks,
-            A,
-            B,
-            c,
-            sets,
-            scales,
-            masked_by,
-            weights,
-            *flags,
-            *alignment,
-            rows,
-            columns,
-            inner,
-            inner,
-            out,
-            partials,
-        )
+        *(blocks, A, B, c, sets, scales, masked_by, weights, *flags, *alignment, *shape, out, partials)
     )
     return partials
 
