@@ -54,12 +54,13 @@ class DeepSet:
     dtype : {"float32", "float64"}, default="float32"
         Precision of parameters and arithmetic.
     backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
-        Kernels to use; "auto" takes the fastest that is available. "cuda" computes in float32 only, and takes sets,
+        Kernels to use; "auto" takes the fastest that is available. "cuda" is for float32 only, and takes sets,
         targets and gradients as NumPy arrays, or as arrays on its GPU: then what comes back stays there, as CuPy's.
     precision : {"float32", "tf32"}, default="float32"
-        Of the products of predictions and training steps on the cuda backend. For "tf32" tensor cores multiply: they
-        round both factors to 10 bits of mantissa (a relative error of 5e-4) and add up in float32; parameters and Adam
-        stay in float32, and so do `forward` and `backward`, which go layer by layer. Not part of a saved network.
+        Of predictions and training steps on the cuda backend. For "tf32" tensor cores multiply elements with W_self,
+        and what goes back: they round both factors to 10 bits of mantissa (a relative error of 5e-4) and add up in
+        float32. Everything else stays in float32: pooled vectors, the head, parameters, Adam, layers narrower than 16
+        where a set does not fit on chip, and `forward`, `backward` and `predict_stream`. Not part of a saved network.
     seed : int, numpy.random.Generator or None, default=None
         Where the initial weights come from; None draws fresh ones.
 

@@ -50,13 +50,14 @@ def train_step(net, sets, targets, optimizer):
         If sets or targets have the wrong shape.
     """
     loss = net._loss_and_gradients(sets, targets)
-    waiting = on_gpu(loss)
+    waiting = on_gpu(loss) and type(optimizer).step is Adam.step
     if waiting:  # the GPU goes on with the step and looks at the loss itself
+        before = optimizer.steps, list(optimizer._moments)
         optimizer._step(net.parameters, net.gradients, loss=loss)
     loss = float(loss)
     if not np.isfinite(loss):
         if waiting:
-            optimizer.steps -= 1
+            optimizer.steps, optimizer._moments = before
         raise FloatingPointError(f"the loss is {loss}")
     if not waiting:
         optimizer.step(net.parameters, net.gradients)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel
+from fastperm.kernels.cuda.offsets import on_device
 from fastperm.kernels.cuda.pooling import sets_of_rows
 
 THREADS = 4 if SIMULATED else 128
@@ -21,7 +22,7 @@ def fourier_series(
     y,  # (T,) float64, overwritten
 ):
     """Write y_n = Re Σ_k c_k e^{ikx_n}, set by set."""
-    sets = sets_of_rows(offsets, len(x))
+    sets = sets_of_rows(on_device(offsets), len(x))
     k_max = coefficients.shape[1]
     _fourier_series(-(-len(x) // THREADS), x, sets, coefficients.view(np.float64), k_max, len(x), y)
 

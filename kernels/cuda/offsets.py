@@ -18,7 +18,8 @@ def on_device(
         return array
     if SIMULATED or array.nbytes > KEPT_BYTES:
         return xp().asarray(array)
-    return _copied(array.tobytes(), array.dtype.str, current_device())
+    stream = xp().cuda.get_current_stream().ptr  # that its memory goes back to, in order with what reads it
+    return _copied(array.tobytes(), array.dtype.str, current_device(), stream)
 
 
 def sizes(
@@ -39,7 +40,5 @@ def _known_sizes(content, dtype):
 
 
 @functools.lru_cache(KEPT)
-def _copied(content, dtype, device):
-    copied = xp().asarray(np.frombuffer(content, dtype))
-    xp().cuda.get_current_stream().synchronize()  # other streams will read it too
-    return copied
+def _copied(content, dtype, device, stream):
+    return xp().asarray(np.frombuffer(content, dtype))

@@ -5,7 +5,7 @@
 | resident | all | `resident.layout_for` finds a layout: narrow layers, a mean or a sum, and a set fits on chip |
 | fused tiles | all | otherwise: a launch for the product of each layer, with tiles by the number of its columns |
 
-In fused tiles, a product of at least `product.LIBRARY` columns is NVIDIA's.
+There, `product.by_library` says which products are NVIDIA's.
 """
 
 from itertools import pairwise
@@ -31,8 +31,10 @@ def paths(
         why = f"a block of {layout.threads} threads and {room:,} bytes of shared memory takes a set through all layers"
         cores = ", on tensor cores in TF32" if layout.tensor_cores else ""
         return [("resident", sets, f"{why}, as wide as {layout.width}{cores}")]
-    tiles = {columns: _product(inner, columns, precision == "tf32") for inner, columns in pairwise(widths)}
-    rule = ", ".join(f"{columns} columns: {tile}" for columns, tile in tiles.items())
+    *of_layers, of_head = pairwise(widths)
+    products = {(inner, columns): _product(inner, columns, precision == "tf32") for inner, columns in of_layers}
+    products.setdefault(of_head, _product(*of_head, False))
+    rule = ", ".join(f"{inner} to {columns} columns: {product}" for (inner, columns), product in products.items())
     return [("fused tiles", sets, f"{layout}: layer by layer, all sets in one launch; {rule}")]
 
 

@@ -1,5 +1,7 @@
 """The one matrix product: register tiles, with everything that goes with a layer in its start and its finish.
 
+Wide products are NVIDIA's (`by_library`), and `_finish_product` does then what the finish of a tile does.
+
     out_n = finish(Σ_k A_nk B_k + scale_n c_s(n)),     finish: ReLU, or zero where a mask is not positive
 
 A block computes a tile of out, in steps along k. Shared memory holds two steps: while
@@ -13,6 +15,7 @@ The finish adds up every PARTIAL_ROWS rows of out for the next pooling or gradie
 shared memory (`pooling.pool_rows`), instead of reading all of out again.
 """
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +83,7 @@ TILES = (
 # for xᵀ g, which needs no finish, from so many rows and columns on.
 LIBRARY, LIBRARY_TRANSPOSED = (12, 12) if SIMULATED else (256, 128)
 LIBRARY_TF32 = 16  # its tensor cores; narrower products stay in float32
+_LIBRARY_LOCK = threading.Lock()  # CuPy's setting is one for all threads
 
 
 def product(
@@ -180,12 +184,17 @@ def _matmul(A, B, out, tf32):
         return
     from cupy._core import _routines_linalg as linalg
 
-    before = linalg.get_compute_type(np.float32)
-    linalg.set_compute_type(np.float32, linalg.COMPUTE_TYPE_TF32 if tf32 else linalg.COMPUTE_TYPE_DEFAULT)
-    try:
-        xp().matmul(A, B, out=out)
-    finally:
-        linalg.set_compute_type(np.float32, before)
+    with _LIBRARY_LOCK:
+        before = linalg.get_compute_type(np.float32)
+        linalg.set_compute_type(np.float32, linalg.COMPUTE_TYPE_TF32 if tf32 else linalg.COMPUTE_TYPE_DEFAULT)
+        try:
+            xp().matmul(A, B, out=out)
+        except Exception as error:
+            if "CUBLAS_STATUS_ALLOC_FAILED" in str(error):  # not an error of memory for CuPy
+                raise MemoryError(str(error)) from error
+            raise
+        finally:
+            linalg.set_compute_type(np.float32, before)
 
 
 def suited(columns):

@@ -59,8 +59,10 @@ if SIMULATED or cuda is None:
 
     @device
     def round_tf32(x):
-        """Return x so that tensor cores, which cut off the last 13 bits, take the nearest TF32."""
-        return (np.array(x, np.float32).view(np.int32) + np.int32(1 << 12)).view(np.float32)[()]
+        """Return the nearest TF32; tensor cores by themselves cut off the last 13 bits. A NaN stays one."""
+        if not abs(x) < np.float32(np.inf):  # a NaN stays one, whatever its bits
+            return x
+        return ((np.array(x, np.float32).view(np.int32) + np.int32(1 << 12)) & np.int32(-1 << 13)).view(np.float32)[()]
 
     @device
     def multiply_tf32(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
@@ -195,11 +197,11 @@ else:
 
     @intrinsic
     def round_tf32(typing_context, x):
-        """Return x so that tensor cores, which cut off the last 13 bits, take the nearest TF32."""
+        """Return the nearest TF32; tensor cores by themselves cut off the last 13 bits. A NaN stays one."""
+        rounded = ir.InlineAsm(ir.FunctionType(_INT, [_FLOAT]), "cvt.rna.tf32.f32 $0, $1;", "=r,f")
 
         def generate(context, builder, signature, arguments):
-            bits = builder.add(builder.bitcast(arguments[0], _INT), ir.Constant(_INT, 1 << 12))
-            return builder.bitcast(bits, _FLOAT)
+            return builder.bitcast(builder.call(rounded, arguments), _FLOAT)
 
         return types.float32(types.float32), generate
 
