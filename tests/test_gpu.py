@@ -1,5 +1,6 @@
 """Finding a GPU, and launching on it, with a fake driver and a fake CuPy: no GPU is needed."""
 
+import ctypes
 import logging
 import subprocess
 import sys
@@ -153,6 +154,7 @@ class FakeArray:
     def __init__(self, array):
         self.array, self.dtype, self.shape, self.size = array, array.dtype, array.shape, array.size
         self.__cuda_array_interface__ = {}
+        self.data = SimpleNamespace(ptr=array.ctypes.data)
 
     def get(self):
         return self.array
@@ -164,20 +166,31 @@ def test_a_launch_goes_through_cupy(machine, monkeypatch):
 
     def raw_module(path):
         loaded.append(path)
-        return SimpleNamespace(get_function=lambda name: lambda *launch: launches.append((name, *launch)))
+        return SimpleNamespace(get_function=lambda name: SimpleNamespace(kernel=SimpleNamespace(ptr=name)))
+
+    def launch(*arguments):
+        *where, extra = arguments
+        marks = (ctypes.c_void_p * 5).from_address(extra)
+        size = ctypes.c_size_t.from_address(marks[3]).value
+        launches.append((where, marks[::2], ctypes.string_at(marks[1], size)))
 
     module.RawModule = raw_module
+    module.cuda.driver = SimpleNamespace(launchKernel=launch)
+    module.cuda.get_current_stream = lambda: SimpleNamespace(ptr=77)
     monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
     arrays = [FakeArray(np.zeros(1000, np.float32)) for _ in range(4)]
     for t in (1, 2):
         kernels.adam_step(arrays[0], 0.1, 0.9, 0.999, 1e-7, t, **dict(zip("pmv", arrays[1:], strict=True)))
     assert [path.rpartition("/")[2] for path in loaded] == ["adam_step-sm_80-numba-cuda-0.ptx"]  # once
     assert Path(loaded[0]).read_text() == "adam_step (8, 0)"
-    name, blocks, threads, arguments = launches[1]
-    assert (name, blocks, threads) == ("adam_step", (4,), (256,))
-    assert arguments[0] is arrays[0]
-    assert [type(a) for a in arguments[1:8]] == [np.float32] * 6 + [np.int64]
-    assert arguments[7] == 1000
+    where, marks, packed = launches[1]
+    assert where == ["adam_step", 4, 1, 1, 256, 1, 1, 0, 77, 0]
+    assert marks == [1, 2, None]  # a buffer, its size, the end
+    names = [("g", "u8"), *((f"c{i}", "f4") for i in range(6)), ("size", "i8"), ("with_loss", "i4"), ("loss", "u8")]
+    (found,) = np.frombuffer(packed, np.dtype([*names, ("p", "u8"), ("m", "u8"), ("v", "u8")], align=True))
+    assert [found[name] for name in "gpmv"] == [array.data.ptr for array in arrays]
+    assert [found[f"c{i}"] for i in range(1, 6)] == pytest.approx([0.9, 0.1, 0.999, 1e-3, 1e-7])
+    assert (found["size"], found["with_loss"], found["loss"]) == (1000, 0, 0)
     with pytest.raises(TypeError, match="expected an array of float32, got float64"):
         kernels.adam_step(FakeArray(np.zeros(3)), 0.1, 0.9, 0.999, 1e-7, 1, p=arrays[1], m=arrays[2], v=arrays[3])
     with pytest.raises(TypeError, match="expected an array on the GPU, got one of NumPy"):

@@ -100,14 +100,12 @@ class Kernel:
             flat = map(_simulated_argument, self.parameters, values)
             self._simulated[blocks, self.threads, 0, shared](*flat)
             return
-        from cupy.cuda import driver, get_current_stream
-
         # As one block of memory: CuPy's own launch takes twice the time for the twenty parameters of a kernel.
         packed = ctypes.create_string_buffer(self._packing.pack(*values), self._packing.size)
         size = ctypes.c_size_t(self._packing.size)
         extra = (ctypes.c_void_p * 5)(_BUFFER, ctypes.addressof(packed), _BUFFER_SIZE, ctypes.addressof(size), None)
-        function, stream = _loaded(self.name, current_device()), get_current_stream().ptr
-        driver.launchKernel(
+        function, stream = _loaded(self.name, current_device()), xp().cuda.get_current_stream().ptr
+        xp().cuda.driver.launchKernel(
             *(function.kernel.ptr, blocks, 1, 1, self.threads, 1, 1, shared, stream, 0, ctypes.addressof(extra))
         )
 
