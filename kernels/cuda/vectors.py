@@ -67,10 +67,14 @@ if SIMULATED or cuda is None:
     @device
     def multiply_tf32(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
         """Return a b + c of a warp, the only one of its block, as PTX documents ``mma.m16n8k8`` for TF32."""
-        fragments = cuda.shared.array((32, 6), np.float32)
-        lane = cuda.threadIdx.x
+        # The simulator has its own ``cuda`` in the module of a kernel while that runs, but in the module of a function that
+        # is called there only until the first thread leaves it.
+        from fastperm.kernels.cuda.resident import cuda as of_kernel
+
+        fragments = of_kernel.shared.array((32, 6), np.float32)
+        lane = of_kernel.threadIdx.x
         fragments[lane] = a0, a1, a2, a3, b0, b1
-        cuda.syncthreads()
+        of_kernel.syncthreads()
         seen = (fragments.view(np.int32) & np.int32(-1 << 13)).view(np.float32)
         row, column = lane // 4, 2 * (lane % 4)
         sums = []
@@ -79,7 +83,7 @@ if SIMULATED or cuda is None:
                 a = seen[i % 8 * 4 + k % 4, i // 8 + k // 4 * 2]
                 c = np.float32(c + a * seen[j * 4 + k % 4, 4 + k // 4])
             sums.append(c)
-        cuda.syncthreads()
+        of_kernel.syncthreads()
         return tuple(sums)
 
 else:
