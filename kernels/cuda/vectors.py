@@ -67,8 +67,8 @@ if SIMULATED or cuda is None:
     @device
     def multiply_tf32(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
         """Return a b + c of a warp, the only one of its block, as PTX documents ``mma.m16n8k8`` for TF32."""
-        # The simulator has its own ``cuda`` in the module of a kernel while that runs, but in the module of a function that
-        # is called there only until the first thread leaves it.
+        # The simulator puts its own ``cuda`` into the module of a kernel while that runs, but into the module of a
+        # function that is called there only until the first thread leaves it.
         from fastperm.kernels.cuda.resident import cuda as of_kernel
 
         fragments = of_kernel.shared.array((32, 6), np.float32)
