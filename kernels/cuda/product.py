@@ -252,7 +252,7 @@ def _loader(along_k, length, inner, threads):
     return fetch, put, own
 
 
-def _holder(parts, part_length):
+def holder(parts, part_length):
     """Return a function that takes what a thread multiplies in one step from shared memory into registers."""
 
     @device
@@ -264,6 +264,18 @@ def _holder(parts, part_length):
             )
 
     return hold
+
+
+def outer_product_adder(rows, columns):
+    """Return a function that adds a bᵀ, of so many rows and columns, to sums in registers."""
+
+    @device
+    def add_outer_product(a, b, sums):
+        for i in range(rows):
+            for j in range(columns):
+                sums[i * columns + j] += a[i] * b[j]
+
+    return add_outer_product
 
 
 def _make(name, tile, A_along_k, B_along_k):
@@ -285,13 +297,8 @@ def _make(name, tile, A_along_k, B_along_k):
     groups = part_rows // PARTIAL_ROWS
     assert part_rows % PARTIAL_ROWS == 0
 
-    hold_A, hold_B = _holder(row_parts, part_rows), _holder(column_parts, part_columns)
-
-    @device
-    def add_outer_product(a, b, sums):
-        for i in range(held_rows):
-            for j in range(held_columns):
-                sums[i * held_columns + j] += a[i] * b[j]
+    hold_A, hold_B = holder(row_parts, part_rows), holder(column_parts, part_columns)
+    add_outer_product = outer_product_adder(held_rows, held_columns)
 
     @kernel(
         "f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 10 + "i8 i8 i8 i8 f4* f4*",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, device
+from fastperm.kernels.cuda.product import holder, outer_product_adder
 from fastperm.kernels.cuda.vectors import load1, load2, load4, multiply_tf32, round_tf32, store1, store2, store4
 
 VECTORS = 5  # in shared memory, of one float for each feature
@@ -164,18 +165,8 @@ def strips_of_multiply_adds(layout):
     assert part_columns * column_parts == width
     assert layout.stage // layout.groups % 4 == 0
 
-    @device
-    def hold_rows(array, place, registers):
-        registers[0], registers[1], registers[2], registers[3] = load4(array, place)
-        registers[4], registers[5], registers[6], registers[7] = load4(array, place + part_rows)
-
-    @device
-    def hold_columns(shared, place, registers):
-        for i in range(column_parts):
-            i4 = 4 * i
-            registers[i4], registers[i4 + 1], registers[i4 + 2], registers[i4 + 3] = load4(
-                shared, place + i * part_columns
-            )
+    hold_rows, hold_columns = holder(2, part_rows), holder(column_parts, part_columns)
+    add_outer_product = outer_product_adder(8, held_columns)
 
     @device
     def put_strip(array, start, stride, sums):
@@ -186,12 +177,6 @@ def strips_of_multiply_adds(layout):
             store4(array, place, sums[r0], sums[r1], sums[r2], sums[r3])
             r0, r1, r2, r3 = r0 + 4 * held_columns, r1 + 4 * held_columns, r2 + 4 * held_columns, r3 + 4 * held_columns
             store4(array, place + part_rows, sums[r0], sums[r1], sums[r2], sums[r3])
-
-    @device
-    def add_outer_product(a, b, sums):
-        for i in range(8):
-            for j in range(held_columns):
-                sums[i * held_columns + j] += a[i] * b[j]
 
     @device
     def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
@@ -260,6 +245,7 @@ def strips_of_tensor_cores(layout):
     assert layout.tile == 4 * tile_features * tile_columns
     assert tile_features == features
     assert layout.stage // layout.groups % 8 == 0
+    add_outer_product = outer_product_adder(8, held_columns)
 
     @device
     def hold_rows(array, place, registers):
@@ -278,12 +264,6 @@ def strips_of_tensor_cores(layout):
             place = start + (j // 2 * 16 + j % 2 * 8) * stride
             for i in range(4):
                 store2(array, place + 8 * i, sums[2 * i * held_columns + j], sums[(2 * i + 1) * held_columns + j])
-
-    @device
-    def add_outer_product(a, b, sums):
-        for i in range(8):
-            for j in range(held_columns):
-                sums[i * held_columns + j] += a[i] * b[j]
 
     @device
     def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
