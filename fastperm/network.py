@@ -452,9 +452,13 @@ class DeepSet:
         sets = Sets._trusted(values, sets.offsets, weights)
         if self.invariance == "rounding":
             return sets, None
-        order = self.kernels.xp.empty(sets.n_elements, np.int64)
-        self.kernels.canonical_order(*self._batch(sets), order=order)
-        return sets._reorder(order), order
+        xp = self.kernels.xp
+        order, sorted_values = xp.empty(sets.n_elements, np.int64), xp.empty_like(values)
+        sorted_weights = None if weights is None else xp.empty_like(weights)
+        self.kernels.canonical_order(
+            *self._batch(sets), order=order, sorted_x=sorted_values, sorted_weights=sorted_weights
+        )
+        return Sets._trusted(sorted_values, sets.offsets, sorted_weights), order
 
     def _as_given(self, rows, order):
         """Undo `_ordered` on an array of rows."""

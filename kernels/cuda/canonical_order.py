@@ -15,8 +15,13 @@ def canonical_order(
     weights,  # (T,) or None
     *,
     order,  # (T,), int64: row order[i] of x is row i of the sorted batch
+    sorted_x,  # (T, K)
+    sorted_weights,  # (T,) or None
 ):
     keys = [] if weights is None else [as_bits(weights)]
     keys += [as_bits(x)[:, k] for k in reversed(range(x.shape[1]))]
     keys.append(sets_of_rows(on_device(offsets), len(x)).astype(keys[0].dtype))
     order[:] = xp().lexsort(xp().stack(keys))
+    sorted_x[:] = x[order]
+    if weights is not None:
+        sorted_weights[:] = weights[order]

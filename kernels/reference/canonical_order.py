@@ -13,11 +13,16 @@ def canonical_order(
     weights,  # (T,) or None
     *,
     order,  # (T,), int64: row order[i] of x is row i of the sorted batch
+    sorted_x,  # (T, K)
+    sorted_weights,  # (T,) or None
 ):
     columns = [] if weights is None else [as_bits(weights)]
     columns += list(as_bits(x).T[::-1])
     sets = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     order[:] = np.lexsort((*columns, sets))
+    sorted_x[:] = x[order]
+    if weights is not None:
+        sorted_weights[:] = weights[order]
 
 
 def as_bits(array):
