@@ -3,13 +3,14 @@
     python bench/active_units.py            # bench/results/active_units.json
     python bench/active_units.py --quick    # a trial, written nowhere
 
-The headline network as it starts, with all its biases shifted, and trained. Networks take turns.
+The headline network as it starts, with all its biases shifted, and trained; and that of angular layers. Networks take
+turns.
 """
 
 import costs
 import numpy as np
 import results
-from contenders import Case
+from contenders import ORDERS, Case
 from tqdm import tqdm
 from turns import half_turn
 
@@ -21,19 +22,24 @@ TRAINING = {"steps": 4000, "batch": 32}
 
 def networks(case, training):
     """Return a description and a network for each row of the table."""
-    made = [("as it starts", case.network("cpu"))]
-    shifts = {f"all biases {shift:+g}": np.full(case.depth, shift) for shift in SHIFTS}
+    shifts = {"as it starts": np.zeros(case.depth)}
+    shifts |= {f"all biases {shift:+g}": np.full(case.depth, shift) for shift in SHIFTS}
     # Each bias far above all that the layer below can take away.
-    shifts["every unit on"] = 100.0 * 30.0 ** np.arange(case.depth)
-    for label, shift in shifts.items():
-        net = case.network("cpu")
-        for i in range(net.depth):
-            net.parameters[f"layers.{i}.bias"] += net.dtype.type(shift[i])
-        made.append((label, net))
+    all_on = {"every unit on": 100.0 * 30.0 ** np.arange(case.depth)}
+    made = [(label, _shifted(case, shift)) for label, shift in (shifts | all_on).items()]
     net = case.network("cpu")
     train(net, PowerSpectrum(case.out_features, case.out_features, case.set_size), seed=case.seed, **training)
     made.append((f"after {training['steps']} steps of {training['batch']} sets", net))
+    for label, shift in ({"as it starts": shifts["as it starts"]} | all_on).items():
+        made.append((f"angular, orders={ORDERS}: {label}", _shifted(case, shift, symmetry="circle", orders=ORDERS)))
     return made
+
+
+def _shifted(case, shift, **settings):
+    net = case.network("cpu", **settings)
+    for i in range(net.depth):
+        net.parameters[f"layers.{i}.bias"] += net.dtype.type(shift[i])
+    return net
 
 
 def share_on(net, sets):

@@ -3,9 +3,11 @@
 import costs
 from contenders import (
     BITWISE,
+    CIRCLE,
     CONTENDERS,
     CONTENDERS_ON_GPU,
     FRAMEWORKS,
+    ORDERS,
     OURS,
     OURS_ON_GPU,
     PRODUCTS,
@@ -105,16 +107,24 @@ def predictions(results):
 
 def bitwise(results):
     """Return what invariance to the last bit costs on the headline network."""
-    found = results["networks"]
+    return _beside_ours(results["networks"], BITWISE, 'invariance="rounding"', 'invariance="bitwise"')
+
+
+def angular(results):
+    """Return what angular layers cost beside plain ones on the headline network."""
+    return _beside_ours(results["networks"], CIRCLE, "plain", f'symmetry="circle", orders={ORDERS}')
+
+
+def _beside_ours(found, other, *names):
+    """Return the table of another contender beside ours, on the headline network."""
     case = _headline(found)
     rows = []
     for task in costs.TASKS:
         contenders = case[task]["contenders"]
         rows.append(
-            [WORDS[task], _time(contenders[OURS]), _time(contenders[BITWISE]), _ratio(contenders[BITWISE]["ratio"])]
+            [WORDS[task], _time(contenders[OURS]), _time(contenders[other]), _ratio(contenders[other]["ratio"])]
         )
-    header = (f"{NETWORK} = {_network(case)}", 'invariance="rounding"', 'invariance="bitwise"', "ratio")
-    return _closed(_table(header, rows), found)
+    return _closed(_table((f"{NETWORK} = {_network(case)}", *names, "ratio"), rows), found)
 
 
 def growth(results):
@@ -464,7 +474,7 @@ def _significant(value):
 BLOCKS = {
     block.__name__: block
     for block in (
-        *(train_step, networks, roofline, steps, predictions, bitwise, growth, memory, active_units),
+        *(train_step, networks, roofline, steps, predictions, bitwise, angular, growth, memory, active_units),
         *(optimum, baselines, assumed_k_max, gpu),
     )
 }

@@ -155,11 +155,28 @@ def _matrix_products(case):
     return MatrixProducts(case.network())
 
 
-OURS, BITWISE, PRODUCTS = "fastperm-cpu", "fastperm-cpu-bitwise", "matrix-products"
+# M of the network on the circle.
+ORDERS = 4
+
+
+def _circle_flops(case, task):
+    """Return those of the same network without a circle, and of what goes to and from its 2M harmonics."""
+    # Z and E Q forward; dQ, and dx below the first layer, on the way back.
+    products = 4 * case.depth - 1 if task == costs.STEP else 2 * case.depth
+    return costs.flops(case, task) + products * 2 * case.batch * case.set_size * 2 * ORDERS * case.width
+
+
+OURS, BITWISE, CIRCLE = "fastperm-cpu", "fastperm-cpu-bitwise", "fastperm-cpu-circle"
+PRODUCTS = "matrix-products"
 FRAMEWORKS = ("torch-eager", "torch-compile", "jax-jit")
 CONTENDERS = {
     OURS: Contender("fastperm, cpu", lambda case: Ours(case.network("cpu"))),
     BITWISE: Contender("fastperm, cpu, bitwise", lambda case: Ours(case.network("cpu", invariance="bitwise"))),
+    CIRCLE: Contender(
+        "fastperm, cpu, angular",
+        lambda case: Ours(case.network("cpu", symmetry="circle", orders=ORDERS)),
+        _circle_flops,
+    ),
     "fastperm-reference": Contender("fastperm, reference (NumPy)", lambda case: Ours(case.network("reference"))),
     "torch-eager": Contender("PyTorch, eager", lambda case: _torch_deepset(case, compiled=False)),
     "torch-compile": Contender("PyTorch, torch.compile", lambda case: _torch_deepset(case, compiled=True)),

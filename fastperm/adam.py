@@ -60,7 +60,7 @@ class Adam:
     def __repr__(self):
         return f"Adam({', '.join(f'{name}={value:g}' for name, value in self.config().items())}, steps={self.steps})"
 
-    def step(self, parameters, gradients):
+    def step(self, parameters, gradients, *, learning_rate=None):
         """Take one step: change the arrays in ``parameters`` in place.
 
         Parameters
@@ -69,6 +69,8 @@ class Adam:
             Writable C-contiguous arrays, float32 or float64. The same names and shapes at every step.
         gradients : dict of str to ndarray
             A gradient of the same shape and dtype for every parameter.
+        learning_rate : float or None, default=None
+            That of this step alone; None for the optimiser's own.
 
         Raises
         ------
@@ -77,9 +79,11 @@ class Adam:
         ValueError
             If names, shapes or dtypes do not match. Whatever is wrong is found before anything has changed.
         """
-        self._step(parameters, gradients)
+        if learning_rate is not None:
+            learning_rate = check_number(learning_rate, "learning_rate", minimum=0)
+        self._step(parameters, gradients, learning_rate)
 
-    def _step(self, parameters, gradients, **settings):
+    def _step(self, parameters, gradients, learning_rate=None, **settings):
         """Do what `step` does, with settings of `adam_step` that only some backends know."""
         kernels = getattr(parameters, "kernels", None) or backends.get(backends.for_numpy("auto"))
         if not _alike(parameters, gradients, *self._moments):
@@ -89,7 +93,8 @@ class Adam:
         together = (gradients, parameters, *self._moments)
         flat = _alike(*together)
         for g, p, m, v in [[of.flat for of in together]] if flat else _by_name(*together):
-            constants = (self.learning_rate, self.beta1, self.beta2, self.epsilon, self.steps)
+            rate = self.learning_rate if learning_rate is None else learning_rate
+            constants = (rate, self.beta1, self.beta2, self.epsilon, self.steps)
             kernels.adam_step(g, *constants, p=p, m=m, v=v, **settings)
 
     def state(self):

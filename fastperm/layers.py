@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastperm.kernels.reference.deep_set import layer_shapes
+
 
 class EquivariantSaved(NamedTuple):
     """What an equivariant layer keeps for its backward pass."""
@@ -15,6 +17,15 @@ class EquivariantSaved(NamedTuple):
     x: Any  # (T, K_in)
     y: Any  # (T, K_out)
     m: Any  # (S, K_in)
+
+
+class AngularSaved(NamedTuple):
+    """What an angular layer keeps for its backward pass."""
+
+    x: Any  # (T, K_in)
+    y: Any  # (T, K_out)
+    m: Any  # (S, K_in)
+    Z: Any  # (2M, S, K_in)
 
 
 class PoolingSaved(NamedTuple):
@@ -49,7 +60,7 @@ class Equivariant:
     @staticmethod
     def shapes(K_in, K_out):
         """Return the shapes of the parameters."""
-        return {"self": (K_in, K_out), "pool": (K_in, K_out), "bias": (K_out,)}
+        return layer_shapes(K_in, K_out, 0)
 
     def forward(self, x, sets):
         """Return y (T, K_out) and what `backward` needs, for x (T, K_in) on the offsets and weights of ``sets``."""
@@ -75,6 +86,67 @@ class Equivariant:
             dW_self=gradients["self"],
             dW_pool=gradients["pool"],
             db=gradients["bias"],
+        )
+        return dx
+
+
+class Angular:
+    """Angular layer: an equivariant layer whose elements see the harmonics of their set on the circle, too.
+
+    Parameters
+    ----------
+    parameters, gradients : dict
+        Those of `Equivariant`, and ``"cos"`` and ``"sin"`` (M, K_in, K_out): what cos m(θ_n − θ_j) and sin m(θ_n − θ_j)
+        are multiplied by in what element n sees of element j, for m = 1 … M (``kernels/reference/angular.py``).
+    kernels : module
+        The backend.
+    aggregate : {"mean", "sum"}
+        What every element sees of its set.
+    activation : {"relu", "identity"}
+        What follows.
+    """
+
+    def __init__(self, parameters, gradients, kernels, aggregate, activation="relu"):
+        self.parameters = parameters
+        self.gradients = gradients
+        self.kernels = kernels
+        self.aggregate = aggregate
+        self.activation = activation
+
+    @staticmethod
+    def shapes(K_in, K_out, orders):
+        """Return the shapes of the parameters."""
+        return layer_shapes(K_in, K_out, orders)
+
+    def forward(self, x, sets, *, E):
+        """Return y (T, K_out) and what `backward` needs, for x (T, K_in) at angles whose harmonics are E (T, 2M)."""
+        own, xp = self.parameters, self.kernels.xp
+        y = xp.empty((len(x), own["bias"].size), x.dtype)
+        m = xp.empty((len(sets), x.shape[1]), x.dtype)
+        Z = xp.empty((E.shape[1], *m.shape), x.dtype)
+        self.kernels.angular_forward(
+            *(x, E, sets.offsets, sets.weights, own["self"], own["pool"], own["bias"], own["cos"], own["sin"]),
+            *(self.aggregate, self.activation),
+            y=y,
+            m=m,
+            Z=Z,
+        )
+        return y, AngularSaved(x, y, m, Z)
+
+    def backward(self, dy, saved, sets, *, E, dE=None, inputs=True):
+        """Return dx (T, K_in), or None if ``inputs`` is false, and add to the gradients, and to dE (T, 2M), if any."""
+        own, gradients = self.parameters, self.gradients
+        dx = self.kernels.xp.empty_like(saved.x) if inputs else None
+        self.kernels.angular_backward(
+            *(dy, saved.x, E, saved.y, saved.m, saved.Z, sets.offsets, sets.weights),
+            *(own["self"], own["pool"], own["cos"], own["sin"], self.aggregate, self.activation),
+            dx=dx,
+            dE=dE,
+            dW_self=gradients["self"],
+            dW_pool=gradients["pool"],
+            db=gradients["bias"],
+            dA=gradients["cos"],
+            dB=gradients["sin"],
         )
         return dx
 
@@ -144,10 +216,10 @@ class Dense:
 
 
 def initialise(shape, generator, *, gain=1.0):
-    """Return a matrix (K_in, K_out) of normal numbers with variance gain² / K_in.
+    """Return a matrix (K_in, K_out), or several, of normal numbers with variance gain² / K_in.
 
     References
     ----------
     He et al. 2015, "Delving deep into rectifiers": gain √2 keeps the variance through a ReLU.
     """
-    return generator.standard_normal(shape) * (gain / np.sqrt(shape[0]))
+    return generator.standard_normal(shape) * (gain / np.sqrt(shape[-2]))

@@ -8,26 +8,34 @@ import numpy as np
 from fastperm import backend as backends
 from fastperm.checks import check_choice, check_device, check_dtype, check_integer, check_kernels
 from fastperm.kernels.arrays import beside, module_of, on_host
-from fastperm.layers import Dense, Equivariant, Pooling, PoolingSaved, initialise
+from fastperm.kernels.reference.deep_set import layer_shapes, split_angles
+from fastperm.layers import Angular, Dense, Equivariant, Pooling, PoolingSaved, initialise
 from fastperm.losses import as_targets
 from fastperm.parameters import Parameters
+from fastperm.scales import divided, divided_backward, root_mean_squares, stream_root_mean_square
 from fastperm.sets import Sets, as_sets
 from fastperm.streams import Stream
 
 AGGREGATES = ("mean", "sum", "max")
 INVARIANCES = ("rounding", "bitwise")
 PRECISIONS = ("float32", "tf32")
+SYMMETRIES = (None, "circle")
+SCALES = (None, "rms")
+# M of a network on the circle, where nothing is said.
+ORDERS = 8
 _logger = logging.getLogger("fastperm")
 
 
 class Saved(NamedTuple):
     """What a network keeps of a forward pass for the backward pass."""
 
-    sets: Sets  # in the order that the kernels saw
+    sets: Sets  # as the kernels saw them: in that order, and divided by their scales
     order: Any  # (T,) rows of the batch in that order; None where it is as it came
-    layers: tuple  # an EquivariantSaved for each layer
+    layers: tuple  # an EquivariantSaved or AngularSaved for each layer
     pooling: PoolingSaved | None
     head: Any  # (S, K) input of the head, or (T, K) without pooling
+    E: Any = None  # (T, 2M) harmonics of the angles; None without
+    scales: Any = None  # (S,) what the values were divided by; None for nothing
 
 
 class DeepSet:
@@ -44,13 +52,28 @@ class DeepSet:
     out_features : int
         K_fin, numbers per set (per element if ``pool`` is None).
     aggregate : {"mean", "sum", "max"}, default="mean"
-        What every element sees of its set, in every layer.
+        What every element sees of its set, in every layer. The harmonics of a network on the circle go with mean and
+        sum; a maximum has none.
     pool : {"mean", "sum", "max"} or None, default="mean"
         How elements become one vector per set before the head. None keeps the network equivariant: the head acts on
         every element.
     invariance : {"rounding", "bitwise"}, default="rounding"
         How exactly the order of the elements does not matter: to within rounding, or to the last bit, in predictions
         and in gradients. For "bitwise", elements are brought into one order first (see ``docs/architecture.md``).
+    symmetry : {None, "circle"}, default=None
+        "circle" makes the first column of the input an angle in radians, and the prediction exactly invariant (or, if
+        ``pool`` is None, that of each element) to a common shift of all angles of a set: layers see their differences
+        only, through filters of the orders 1 … ``orders`` (``kernels/reference/angular.py``). The other columns are
+        features, of which there must be one: a column of ones will do for sets of angles alone. Angles may have any
+        size, but float32 holds small ones best.
+    orders : int or None, default=None
+        M, the highest order of the angular filters; None is 8 with a circle. With 0, angles are ignored, and what is
+        left is the plain network on the features.
+    scale : {None, "rms"}, default=None
+        "rms" divides the values of each set, which are all columns but the first, its positions, by their weighted root
+        mean square r, and adds 2 ln r to the predictions. This is exact for whatever grows by 2 ln c where a function
+        is multiplied by c, such as the logarithm of a power. A set whose values are all zero is taken as it is, with
+        r = 1.
     dtype : {"float32", "float64"}, default="float32"
         Precision of parameters and arithmetic.
     backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
@@ -68,7 +91,8 @@ class DeepSet:
     ----------
     parameters, gradients : dict of str to ndarray
         ``layers.0.self``, ``layers.0.pool`` (K_in, K_out), ``layers.0.bias`` (K_out,), …, ``head.weight``,
-        ``head.bias``. Assigning to a name copies into its array. CuPy arrays on the cuda backend.
+        ``head.bias``; on the circle also ``layers.0.cos`` and ``layers.0.sin`` (M, K_in, K_out). Assigning to a name
+        copies into its array. CuPy arrays on the cuda backend.
     widths : tuple of int
         Width of each equivariant layer.
 
@@ -83,7 +107,7 @@ class DeepSet:
     References
     ----------
     Zaheer et al. 2017, "Deep Sets"; Guttenberg et al. 2016, "Permutation-equivariant neural networks applied to
-    dynamics prediction".
+    dynamics prediction". Thomas et al. 2018, "Tensor field networks": the network on the circle is one.
 
     Examples
     --------
@@ -92,6 +116,9 @@ class DeepSet:
     >>> x = np.random.default_rng(0).standard_normal((3, 10, 2))
     >>> net(x).shape
     (3, 4)
+    >>> net = fastperm.DeepSet(2, 16, 2, 4, symmetry="circle", orders=3, dtype="float64", seed=0)
+    >>> bool(np.allclose(net(x + [0.7, 0]), net(x), rtol=0, atol=1e-12))
+    True
     """
 
     def __init__(
@@ -104,6 +131,9 @@ class DeepSet:
         aggregate="mean",
         pool="mean",
         invariance="rounding",
+        symmetry=None,
+        orders=None,
+        scale=None,
         dtype="float32",
         backend="auto",
         precision="float32",
@@ -116,6 +146,13 @@ class DeepSet:
         self.aggregate = check_choice(aggregate, "aggregate", AGGREGATES)
         self.pool = check_choice(pool, "pool", (*AGGREGATES, None))
         self.invariance = check_choice(invariance, "invariance", INVARIANCES)
+        self.symmetry = check_choice(symmetry, "symmetry", SYMMETRIES)
+        self.orders = _check_orders(orders, self.symmetry, self.aggregate, self.in_features)
+        self.scale = check_choice(scale, "scale", SCALES)
+        if self.scale is not None and self.in_features < 2:
+            raise ValueError("scale='rms' needs positions and values: in_features must be at least 2, got 1")
+        if self.scale is not None and self.pool is None:
+            raise ValueError("scale='rms' adds 2 ln r to the prediction for a set: it needs pooling, got pool=None")
         self.dtype = check_dtype(dtype)
         self.backend = backends.resolve(backend, self.dtype)
         self.kernels = backends.get(self.backend)
@@ -125,18 +162,17 @@ class DeepSet:
                 f"precision={precision!r} is for the cuda backend, and this network is on {self.backend!r}"
             )
 
-        inputs = (self.in_features, *self.widths)
+        inputs = (self._features, *self.widths)
         shapes = {
             f"layers.{i}.{name}": shape
             for i in range(self.depth)
-            for name, shape in Equivariant.shapes(inputs[i], inputs[i + 1]).items()
+            for name, shape in layer_shapes(inputs[i], inputs[i + 1], self.orders).items()
         }
         shapes |= {f"head.{name}": shape for name, shape in Dense.shapes(inputs[-1], self.out_features).items()}
         self.parameters = Parameters(shapes, self.kernels, self.dtype)
         self.gradients = self.parameters.like()
-        self.layers = tuple(
-            Equivariant(*self._part(f"layers.{i}."), self.kernels, self.aggregate) for i in range(self.depth)
-        )
+        layer = Angular if self.orders else Equivariant
+        self.layers = tuple(layer(*self._part(f"layers.{i}."), self.kernels, self.aggregate) for i in range(self.depth))
         self.pooling = None if self.pool is None else Pooling(self.kernels, self.pool)
         self.head = Dense(*self._part("head."), self.kernels)
         self._initialise(np.random.default_rng(seed))
@@ -151,6 +187,9 @@ class DeepSet:
             "aggregate": self.aggregate,
             "pool": self.pool,
             "invariance": self.invariance,
+            "symmetry": self.symmetry,
+            "orders": self.orders if self.symmetry else None,
+            "scale": self.scale,
             "dtype": self.dtype.name,
         }
 
@@ -199,8 +238,8 @@ class DeepSet:
     def predict_stream(self, chunks, *, weights=None):
         """Return the prediction for one set that does not fit in memory.
 
-        The set is read once per layer, and once more, in chunks of which only one is held at a time. The result does
-        not depend on how the set is cut, not in a bit.
+        The set is read once per layer, and once more (twice with ``scale="rms"``), in chunks of which only one is held
+        at a time. The result does not depend on how the set is cut, not in a bit.
 
         Parameters
         ----------
@@ -241,20 +280,28 @@ class DeepSet:
                 "the whole set, or make one of the same parameters with invariance='rounding'"
             )
         stream = Stream(chunks, weights, self.in_features, self.out_features, self.dtype)
-        parameters, widths, aggregate, pool = self._whole()
+        parameters, widths, aggregate, pool, orders = self._whole()
         parameters = parameters.copy()  # the last pass may come later, after further training
         xp = self.kernels.xp
-        c = xp.empty((self.depth, max(widths)), self.dtype)
+        c = xp.empty((self.depth * (1 + 2 * orders), max(widths)), self.dtype)
         y = xp.empty((1, self.out_features), self.dtype)
+        scales = None
+        if self.scale is not None:
+            scales = stream_root_mean_square((x[:, 1:], w) for x, w in stream.blocks())
+
+        def blocks():
+            for x, w in stream.blocks():
+                yield self._columns(x, scales), w
+
         self.kernels.deep_set_stream_pool(
-            *(stream.blocks, parameters, widths, aggregate, pool), c=c, y=None if pool is None else y
+            *(blocks, parameters, widths, aggregate, pool, orders), c=c, y=None if pool is None else y
         )
         if pool is not None:
-            return on_host(y[0])
+            return self._shifted(on_host(y), scales)[0]
 
         def answer(x):
             y = xp.empty((len(x), self.out_features), self.dtype)
-            self.kernels.deep_set_stream_rows(x, parameters, widths, c, y=y)
+            self.kernels.deep_set_stream_rows(self._columns(x, scales), parameters, widths, c, orders, y=y)
             return on_host(y)
 
         return stream.map(answer)
@@ -275,17 +322,19 @@ class DeepSet:
             Inputs and activations.
         """
         given = self.as_sets(sets)
-        sets, order = self._ordered(given)
-        x, kept, pooling = sets.values, [], None
+        sets, order, scales = self._prepared(given)
+        E, x = split_angles(sets.values, self.orders, self.kernels.angular_basis, self.kernels.xp.empty)
+        kept, pooling, shared = [], None, {"E": E} if self.orders else {}
         for layer in self.layers:
-            x, saved = layer.forward(x, sets)
+            x, saved = layer.forward(x, sets, **shared)
             kept.append(saved)
         if self.pooling is not None:
             x, pooling = self.pooling.forward(x, sets)
         y, head = self.head.forward(x)
         if self.pool is None:
             y = self._as_given(y, order)
-        return beside(y, given.values), Saved(sets, order, tuple(kept), pooling, head)
+        saved = Saved(sets, order, tuple(kept), pooling, head, E, scales)
+        return beside(self._shifted(y, scales), given.values), saved
 
     def loss_and_gradients(self, sets, targets):
         """Return the mean squared error, and make `gradients` those of this batch: one pass, nothing saved.
@@ -351,8 +400,12 @@ class DeepSet:
         dx = self.head.backward(dx, saved.head)
         if self.pooling is not None:
             dx = self.pooling.backward(dx, saved.pooling, saved.sets)
+        dE = self.kernels.xp.zeros_like(saved.E) if self.orders and inputs else None
+        shared = {"E": saved.E, "dE": dE} if self.orders else {}
         for i in reversed(range(self.depth)):
-            dx = self.layers[i].backward(dx, saved.layers[i], saved.sets, inputs=inputs or i > 0)
+            dx = self.layers[i].backward(dx, saved.layers[i], saved.sets, inputs=inputs or i > 0, **shared)
+        if inputs and (self.symmetry is not None or self.scale is not None):
+            dx = self.kernels.xp.asarray(self._input_gradient(on_host(dx), dE, on_host(given), saved))
         return beside(self._as_given(dx, saved.order), given)
 
     def zero_gradients(self):
@@ -388,10 +441,11 @@ class DeepSet:
 
     def _predict(self, given):
         try:
-            sets, order = self._ordered(given)
+            sets, order, scales = self._prepared(given)
             y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
             self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y, **self._settings())
-            return beside(y if self.pool is not None else self._as_given(y, order), given.values)
+            y = self._shifted(y, scales) if self.pool is not None else self._as_given(y, order)
+            return beside(y, given.values)
         except MemoryError as error:
             self._check_halves(given, error)
         # Not within `except`, where the error would keep what had been allocated.
@@ -401,8 +455,9 @@ class DeepSet:
     def _step(self, given, targets):
         """Make `gradients` those of a batch, and return its loss."""
         try:
-            sets, order = self._ordered(given)
-            own = targets if self.pool is not None or order is None else targets[order]
+            sets, order, scales = self._prepared(given)
+            own = self._shifted(targets, scales, sign=-1)
+            own = own if self.pool is not None or order is None else own[order]
             self.zero_gradients()
             batch = (*self._batch(sets), own)
             gradients = self.gradients.flat
@@ -432,14 +487,60 @@ class DeepSet:
         """Refuse what another network saved: the kernels would read past the end of its arrays."""
         if not isinstance(saved, Saved):
             raise TypeError(f"saved must be what forward returned, got {type(saved).__name__}")
-        own = (self.in_features, *self.widths, self.pool, self.dtype.name)
-        widths = (saved.sets.features, *(layer.y.shape[1] for layer in saved.layers))
+        own = (self._features, *self.widths, self.pool, self.dtype.name, self.orders, self.scale is None)
+        widths = tuple(array.shape[1] for array in (saved.layers[0].x, *(layer.y for layer in saved.layers)))
         pool = None if saved.pooling is None else self.pool
-        if own != (*widths, pool, saved.head.dtype.name):
+        orders = 0 if saved.E is None else saved.E.shape[1] // 2
+        if own != (*widths, pool, saved.head.dtype.name, orders, saved.scales is None):
             raise ValueError(
                 f"saved comes from another network: widths {widths}, {saved.head.dtype.name}, "
                 f"{'with' if saved.pooling else 'without'} pooling; this one is {self!r}"
             )
+
+    @property
+    def _features(self):
+        """Number of features that the first layer sees."""
+        return self.in_features - (self.symmetry == "circle")
+
+    def _prepared(self, sets):
+        """Return the sets as the kernels should see them, the order of their rows, and their scales or None."""
+        sets, order = self._ordered(sets)
+        if self.scale is None and self._features + (self.orders > 0) == self.in_features:
+            return sets, order, None
+        values, scales = on_host(sets.values), None
+        offsets, weights = on_host(sets.offsets), on_host(sets.weights)
+        if self.scale is not None:
+            scales = root_mean_squares(values[:, 1:], offsets, weights)
+        rows = None if scales is None else np.repeat(scales, np.diff(offsets))[:, None]
+        values = self.kernels.xp.asarray(self._columns(values, rows))
+        return Sets._trusted(values, sets.offsets, sets.weights), order, scales
+
+    def _columns(self, x, scales):
+        """Return what the kernels see of rows x: no angle where it is ignored, values divided by scales, if any."""
+        if scales is not None:
+            x = np.concatenate([x[:, :1], divided(x[:, 1:], scales)], axis=1)
+        return x if self._features + (self.orders > 0) == self.in_features else np.ascontiguousarray(x[:, 1:])
+
+    def _shifted(self, y, scales, sign=1):
+        """Return predictions or targets (S, K_fin) with 2 ln r added, r being the scales, if any."""
+        if scales is None:
+            return y
+        shift = module_of(y).asarray(sign * 2 * np.log(scales)[:, None])
+        return (y + shift).astype(self.dtype)
+
+    def _input_gradient(self, dx, dE, dy, saved):
+        """Return the gradient of the values of the sets, (T, in_features), from that of what the first layer saw."""
+        if self.symmetry == "circle":
+            dangles = np.zeros(len(dx), self.dtype)
+            if dE is not None:
+                dangles = self.kernels.xp.empty(len(dx), self.dtype)
+                self.kernels.angular_basis_backward(dE, saved.E, dangles=dangles)
+            dx = np.concatenate([on_host(dangles)[:, None], dx], axis=1)
+        if saved.scales is not None:
+            weights, u = on_host(saved.sets.weights), on_host(saved.sets.values)[:, 1 - self.in_features :]
+            own = (saved.scales, 2 * dy.sum(axis=1, dtype=np.float64), on_host(saved.sets.offsets), weights)
+            dx[:, 1:] = divided_backward(dx[:, 1:], u, *own)
+        return dx
 
     def _ordered(self, sets):
         """Return the sets as the kernels should see them, and the order of their rows (None for as they are).
@@ -473,8 +574,8 @@ class DeepSet:
 
     def _whole(self):
         """Return the network as the kernels of whole networks take it."""
-        widths = (self.in_features, *self.widths, self.out_features)
-        return self.parameters.flat, widths, self.aggregate, self.pool
+        widths = (self._features, *self.widths, self.out_features)
+        return self.parameters.flat, widths, self.aggregate, self.pool, self.orders
 
     def _settings(self):
         """Return what only some backends know."""
@@ -490,8 +591,10 @@ class DeepSet:
 
     def _initialise(self, generator):
         for name, array in self.parameters.items():
-            if array.ndim == 2:
-                gain = 1.0 if name.startswith("head.") else np.sqrt(2)
+            if array.ndim >= 2:
+                # Filters have gain 1, as two of them, cos and sin, make up one term. All orders of a filter together
+                # then keep the variance whatever their number: harmonics share out that of the features (Parseval).
+                gain = np.sqrt(2) if name.endswith((".self", ".pool")) else 1.0
                 self.parameters[name] = initialise(array.shape, generator, gain=gain)
 
 
@@ -499,6 +602,25 @@ def _rebuild(config, backend, parameters, precision="float32"):
     net = DeepSet(**config, backend=backend, precision=precision, seed=0)
     net.parameters.update(parameters)
     return net
+
+
+def _check_orders(orders, symmetry, aggregate, in_features):
+    """Return M."""
+    if symmetry is None:
+        if orders not in (None, 0):
+            raise ValueError(f"orders are those of angular filters: they need symmetry='circle', got orders={orders!r}")
+        return 0
+    if in_features < 2:
+        raise ValueError(
+            "symmetry='circle' needs an angle and at least one feature beside it: in_features must be at least 2, got "
+            f"{in_features}; a column of ones will do as a feature"
+        )
+    orders = ORDERS if orders is None else check_integer(orders, "orders", minimum=0)
+    if orders and aggregate == "max":
+        raise ValueError(
+            "a maximum has no harmonics: symmetry='circle' needs aggregate='mean' or 'sum', or orders=0; got 'max'"
+        )
+    return orders
 
 
 def _halves(sets):

@@ -10,6 +10,7 @@ import fastperm
 from fastperm.backend import BACKENDS
 from fastperm.checks import check_choice, check_integer
 from fastperm.files import replacing
+from fastperm.training import SCHEDULES
 
 _FORMAT, _FORMAT_VERSION = "fastperm run", 1
 _PACKAGES = ("numpy", "scipy", "numba", "safetensors")
@@ -156,6 +157,15 @@ class Run:
         return task, net
 
 
+def check_output(scale, output):
+    """Refuse a network of this ``scale`` for a task of this ``output``, if it would not mean anything."""
+    if scale is not None and output != "log":
+        raise ValueError(
+            f"scale={scale!r} adds the logarithm of a scale to estimates, which is right for log p_k alone, got "
+            f"output={output!r}"
+        )
+
+
 def versions():
     """Return the ``versions`` of what computes, and its ``platform``."""
     return {
@@ -182,7 +192,9 @@ def _complete_training(training):
     names = ("learning_rate", "beta1", "beta2", "epsilon")
     optimizer = fastperm.Adam(**{name: training[name] for name in names if name in training})
     minima = {"steps": 1, "batch": 1, "seed": 0, "every": 1, "validate": 0}
-    return optimizer.config() | {name: check_integer(training[name], name, minimum=m) for name, m in minima.items()}
+    schedule = check_choice(training.get("schedule", SCHEDULES[0]), "schedule", SCHEDULES)
+    numbers = {name: check_integer(training[name], name, minimum=m) for name, m in minima.items()}
+    return {**optimizer.config(), "schedule": schedule, **numbers}
 
 
 _COMPLETE = {"task": _complete_task, "network": _complete_network, "training": _complete_training}

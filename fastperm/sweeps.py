@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 import fastperm
 from fastperm import estimation, executors
-from fastperm.checks import check_integer
+from fastperm.checks import check_choice, check_integer
 from fastperm.files import replacing
-from fastperm.runs import Run, task_backend, versions
+from fastperm.runs import Run, check_output, task_backend, versions
 from fastperm.threads import limited_threads
+from fastperm.training import SCHEDULES
 
 _FORMAT, _FORMAT_VERSION = "fastperm cell", 1
 _CELL = "cell.json"
@@ -257,6 +258,8 @@ def complete(given, tests):
         settings |= fastperm.Adam(**_of(_ADAM, settings)).config()
         settings |= {name: check_integer(settings[name], name, minimum=1) for name in ("steps", "batch")}
         settings["seed"] = check_integer(settings["seed"], "seed", minimum=0)
+        check_choice(settings["schedule"], "schedule", SCHEDULES)
+        check_output(settings["scale"], settings["output"])
         if len(set(settings["width"])) == 1:
             settings["width"] = settings["width"][0]
         own = {

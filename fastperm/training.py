@@ -1,6 +1,7 @@
 """Training: one step, and a run that can be stopped at any moment and taken up again to the bit."""
 
 import csv
+import math
 import os
 import signal
 import sys
@@ -14,16 +15,18 @@ from tqdm import tqdm
 
 from fastperm.adam import Adam
 from fastperm.checkpoints import COLUMNS, load_checkpoint, save_checkpoint
-from fastperm.checks import check_integer
+from fastperm.checks import check_choice, check_integer
 from fastperm.files import replacing
 from fastperm.kernels.arrays import on_gpu, on_host
 from fastperm.losses import as_targets
+
+SCHEDULES = ("constant", "cosine")
 
 # Streams of random numbers that a run draws from; SeedSequence keeps them apart.
 _TRAINING, _VALIDATION = 0, 1
 
 
-def train_step(net, sets, targets, optimizer):
+def train_step(net, sets, targets, optimizer, *, learning_rate=None):
     """Take one training step: forward, mean squared error, backward, Adam.
 
     Parameters
@@ -36,6 +39,8 @@ def train_step(net, sets, targets, optimizer):
         What the network should predict; (T, out_features) without pooling.
     optimizer : Adam
         The optimiser.
+    learning_rate : float or None, default=None
+        That of this step alone; None for the optimiser's own.
 
     Returns
     -------
@@ -53,14 +58,15 @@ def train_step(net, sets, targets, optimizer):
     waiting = on_gpu(loss) and type(optimizer).step is Adam.step
     if waiting:  # the GPU goes on with the step and looks at the loss itself
         before = optimizer.steps, list(optimizer._moments)
-        optimizer._step(net.parameters, net.gradients, loss=loss)
+        optimizer._step(net.parameters, net.gradients, learning_rate, loss=loss)
     loss = float(loss)
     if not np.isfinite(loss):
         if waiting:
             optimizer.steps, optimizer._moments = before
         raise FloatingPointError(f"the loss is {loss}")
     if not waiting:
-        optimizer.step(net.parameters, net.gradients)
+        own = {} if learning_rate is None else {"learning_rate": learning_rate}  # which other optimisers need not know
+        optimizer.step(net.parameters, net.gradients, **own)
     return loss
 
 
@@ -72,6 +78,7 @@ def train(
     batch=256,
     seed=0,
     optimizer=None,
+    schedule="constant",
     checkpoint=None,
     every=100,
     resume=False,
@@ -101,6 +108,10 @@ def train(
     optimizer : Adam or None, default=None
         The optimiser; None makes an `Adam` with its defaults. Resuming puts the saved moments into it. A run with a
         checkpoint begins with one that has taken no steps yet.
+    schedule : {"constant", "cosine"}, default="constant"
+        Learning rate of step t: the optimiser's lr, or lr (1 + cos(π (t − 1) / steps)) / 2, which falls to nothing at
+        the last step (Loshchilov & Hutter 2017, without restarts). A run that is resumed with another number of steps
+        goes on at the rates of the new schedule.
     checkpoint : path-like or None, default=None
         File that the state is written to, every ``every`` steps and at the end. It replaces the earlier one when it
         is complete.
@@ -108,7 +119,7 @@ def train(
         Steps between checkpoints, and between validations.
     resume : bool, default=False
         Go on from ``checkpoint`` if it is there. A checkpoint of another network, seed, batch size, task or optimiser
-        is refused; only the learning rate may change. A task without ``config()``, or with functions in it, cannot be
+        is refused; only the learning rate, its schedule and ``steps`` may change. A task without ``config()``, or with functions in it, cannot be
         compared: that it is the same is then up to the caller.
     progress : bool, default=True
         Show a progress bar with loss and sets per second on standard error.
@@ -144,6 +155,7 @@ def train(
     batch = check_integer(batch, "batch", minimum=1)
     every = check_integer(every, "every", minimum=1)
     seed = check_integer(seed, "seed", minimum=0)
+    check_choice(schedule, "schedule", SCHEDULES)
     if not callable(getattr(task, "sample", None)):
         raise TypeError(f"task must have a method sample(batch, generator), got {task!r:.80}")
     if optimizer is None:
@@ -185,7 +197,8 @@ def train(
         for step in range(first + 1, steps + 1):
             sets, targets = task.sample(batch, _generator(seed, _TRAINING, step))
             try:
-                loss = train_step(net, sets, targets, optimizer)
+                rate = None if schedule == "constant" else cosine_rate(optimizer.learning_rate, step, steps)
+                loss = train_step(net, sets, targets, optimizer, learning_rate=rate)
             except FloatingPointError as error:
                 raise FloatingPointError(f"{error} at step {step}{_kept(checkpoint)}") from None
             due = step % every == 0 or step == steps
@@ -206,6 +219,11 @@ def train(
             if interrupted.is_set():
                 raise KeyboardInterrupt(f"stopped after step {step}{_kept(checkpoint)}")
     return records
+
+
+def cosine_rate(learning_rate, step, steps):
+    """Return the learning rate of a step, counted from 1, of ``schedule="cosine"``."""
+    return learning_rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
 
 
 def write_history(path, records):

@@ -8,9 +8,7 @@ from cases import BACKENDS, kernels
 def sorted_batch(backend, x, offsets, weights):
     order = np.full(len(x), -1)
     found, found_weights = np.full_like(x, np.nan), None if weights is None else np.full_like(weights, np.nan)
-    kernels(backend).canonical_order(
-        x, offsets, weights, order=order, sorted_x=found, sorted_weights=found_weights
-    )
+    kernels(backend).canonical_order(x, offsets, weights, order=order, sorted_x=found, sorted_weights=found_weights)
     assert found.tobytes() == x[order].tobytes()
     assert weights is None or found_weights.tobytes() == weights[order].tobytes()
     for first, last in pairwise(offsets):

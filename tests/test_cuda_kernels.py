@@ -240,9 +240,7 @@ def test_canonical_order(cuda, weighted):
     orders = np.full((2, case.T), -1, np.int64)
     for kernels, order in zip((cuda, reference), orders, strict=True):
         found = poisoned(x.shape, x.dtype), None if weights is None else poisoned(weights.shape, x.dtype)
-        kernels.canonical_order(
-            x, case.offsets, weights, order=order, sorted_x=found[0], sorted_weights=found[1]
-        )
+        kernels.canonical_order(x, case.offsets, weights, order=order, sorted_x=found[0], sorted_weights=found[1])
         np.testing.assert_array_equal(found[0], x[order])
         assert weights is None or np.array_equal(found[1], weights[order])
     keys = np.column_stack([x, np.ones(case.T) if weights is None else weights])

@@ -16,22 +16,24 @@ COUNTS = [(1,), (7, 1, 30, 12), (26,) * 3, (1013, 2)]
 HOW = ("mean", "sum", "max")
 
 
-def make(widths, counts, weighted, seed=3):
+def make(widths, counts, weighted, orders=0, seed=3):
     """Return a case, flat parameters (no bias is zero: no unit sits on the kink of its ReLU), and their names."""
-    case = Case(counts, widths[0], 1, weighted)
+    case = Case(counts, widths[0] + (orders > 0), 1, weighted)
     generator = np.random.default_rng(seed)
     named = {}
     for i, (K_in, K_out) in enumerate(pairwise(widths[:-1])):
         for name, shape in (("self", (K_in, K_out)), ("pool", (K_in, K_out)), ("bias", (K_out,))):
             named[f"layers.{i}.{name}"] = generator.standard_normal(shape) / np.sqrt(shape[0])
+        for name in ("cos", "sin") if orders else ():
+            named[f"layers.{i}.{name}"] = generator.standard_normal((orders, K_in, K_out)) / np.sqrt(4 * orders * K_in)
     named["head.weight"] = generator.standard_normal(widths[-2:]) / np.sqrt(widths[-2])
     named["head.bias"] = generator.standard_normal(widths[-1])
     return case, named, np.concatenate([array.ravel() for array in named.values()])
 
 
-def check(backend, widths, counts, weighted, aggregate, pool, dtype):
+def check(backend, widths, counts, weighted, aggregate, pool, dtype, orders=0):
     """Compare prediction, loss and gradients with those of the oracle."""
-    case, named, flat = make(widths, counts, weighted)
+    case, named, flat = make(widths, counts, weighted, orders)
     if aggregate == "sum":  # keep numbers of size 1 through the layers
         case.weights = case.w / case.counts.max()
     rows = case.T if pool is None else case.S
@@ -47,9 +49,9 @@ def check(backend, widths, counts, weighted, aggregate, pool, dtype):
     wanted = autograd.grad(loss)(named)
     x, weights, parameters, targets_ = as_dtype(dtype, case.x, case.weights, flat, targets)
     y, gradients = poisoned(targets.shape, dtype), np.zeros(flat.shape, dtype)
-    batch = (x, case.offsets, weights)
-    kernels(backend).deep_set_forward(*batch, parameters, widths, aggregate, pool, y=y)
-    found = kernels(backend).deep_set_step(*batch, targets_, parameters, widths, aggregate, pool, gradients=gradients)
+    batch, network = (x, case.offsets, weights), (parameters, widths, aggregate, pool, orders)
+    kernels(backend).deep_set_forward(*batch, *network, y=y)
+    found = kernels(backend).deep_set_step(*batch, targets_, *network, gradients=gradients)
     assert error(y, predict(named)) <= TOLERANCES[dtype]
     assert isinstance(found, float)
     assert found == pytest.approx(loss(named), rel=TOLERANCES[dtype])
@@ -73,6 +75,30 @@ def test_prediction_loss_and_gradients_match_autograd(backend, aggregate, pool, 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+@pytest.mark.parametrize("pool", [*HOW, None])
+@pytest.mark.parametrize("aggregate", ["mean", "sum"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_angular_networks_match_autograd(backend, aggregate, pool, counts, weighted, dtype):
+    for orders, widths in zip((1, 3, 2, 5), WIDTHS, strict=True):
+        check(backend, widths, counts, weighted, aggregate, pool, dtype, orders)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("counts", LARGE_COUNTS, ids=str)
+@pytest.mark.parametrize("pool", [*HOW, None])
+@pytest.mark.parametrize("aggregate", ["mean", "sum"])
+def test_large_sets_of_angular_networks_match_the_reference(monkeypatch, aggregate, pool, counts, weighted):
+    for orders, widths in zip((1, 3, 2), WIDTHS, strict=False):
+        split_large_sets(monkeypatch, counts, max(widths))
+        case, _, flat = make(widths, counts, weighted, orders)
+        if aggregate == "sum":  # keep numbers of size 1 through the layers
+            case.weights = case.w / case.counts.max()
+        compare_with_reference(case, flat, widths, aggregate, pool, orders)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("counts", LARGE_COUNTS, ids=str)
 @pytest.mark.parametrize("pool", [*HOW, None])
 @pytest.mark.parametrize("aggregate", HOW)
@@ -87,8 +113,12 @@ def test_a_set_of_real_size_matches_the_reference(pool):
     widths, counts = (2, 64, 64, 64, 4), (100, 20_000, 3)
     case, _, flat = make(widths, counts, weighted=True)
     assert workers.large_sets(case.offsets, 64) == [1]
-    batch, how = (case.x, case.offsets, case.weights), (flat, widths, "mean", pool)
-    y = {backend: poisoned((case.T if pool is None else case.S, 4), "float64") for backend in BACKENDS}
+    compare_with_reference(case, flat, widths, "mean", pool)
+
+
+def compare_with_reference(case, flat, widths, aggregate, pool, orders=0):
+    batch, how = (case.x, case.offsets, case.weights), (flat, widths, aggregate, pool, orders)
+    y = {backend: poisoned((case.T if pool is None else case.S, widths[-1]), "float64") for backend in BACKENDS}
     targets = np.random.default_rng(4).standard_normal(y["cpu"].shape)
     losses, gradients = {}, {}
     for backend in BACKENDS:

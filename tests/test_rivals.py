@@ -27,7 +27,7 @@ import plots
 import scaling
 import table
 import turns
-from contenders import BITWISE, CONTENDERS, OURS, PRODUCTS, Case, Ours
+from contenders import BITWISE, CIRCLE, CONTENDERS, OURS, PRODUCTS, Case, Ours
 from errors import evaluate, median_errors, relative_error, worse
 from worker import NotMeasuredError, Worker
 
@@ -336,7 +336,7 @@ def test_from_measurement_to_tables_and_plots(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, arguments)])
         program.main()
 
-    contenders = (OURS, BITWISE, "dense-network", PRODUCTS)
+    contenders = (OURS, BITWISE, CIRCLE, "dense-network", PRODUCTS)
     networks = ["--networks", "3x1", "64x4", "--contenders", *contenders]
     monkeypatch.setattr(memory_growth, "NAMES", (OURS,))
     programs = ((compare, *networks), (machine_rates,), (active_units,), (scaling,), (memory_growth,), (estimators,))

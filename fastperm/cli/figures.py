@@ -7,7 +7,7 @@ from fastperm.cli.sweep import executor_options, report_failures, to_be_continue
 
 FIGURES = ("1", "2", "3", "4", "5")
 SCALES = ("small", "laptop", "paper")
-NETWORKS = ("plain",)
+NETWORKS = ("plain", "circle")
 
 
 @click.command()

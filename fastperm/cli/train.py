@@ -11,6 +11,9 @@ from fastperm.cli.options import (
     DTYPES,
     INVARIANCES,
     NO_PICTURE,
+    SCALES,
+    SCHEDULES,
+    SYMMETRIES,
     Range,
     Several,
     backend_option,
@@ -23,9 +26,9 @@ from fastperm.cli.options import (
 from fastperm.cli.tables import span
 
 _TASK = ("k_max", "k_fin", "set_size", "power_law", "amplitudes", "noise", "output")
-_NETWORK = ("width", "depth", "aggregate", "pool", "invariance", "dtype")
+_NETWORK = ("width", "depth", "aggregate", "pool", "invariance", "symmetry", "orders", "scale", "dtype")
 _ADAM = ("learning_rate", "beta1", "beta2", "epsilon")
-_TRAINING = ("steps", "batch", *_ADAM, "seed", "every", "validate")
+_TRAINING = ("steps", "batch", *_ADAM, "schedule", "seed", "every", "validate")
 
 _DEPTH = 4
 _TEST_SETS = 1024
@@ -71,6 +74,22 @@ _positive = click.IntRange(min=1)
     default="rounding",
     help="Whether the order of the samples may change the last digits of an estimate, or not a bit.",
 )
+@click.option(
+    "--symmetry",
+    type=click.Choice(SYMMETRIES),
+    help="circle: positions are angles, and a shift of all of them changes no estimate.",
+)
+@click.option(
+    "--orders",
+    type=click.IntRange(min=0),
+    metavar="M",
+    help="Highest order of the filters on the circle.  [default: 8 with --symmetry circle]",
+)
+@click.option(
+    "--scale",
+    type=click.Choice(SCALES),
+    help="rms: divide the values of each set by their root mean square, and add its logarithm to estimates of log p_k.",
+)
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Precision of the arithmetic.")
 @backend_option
 @click.option(
@@ -78,6 +97,12 @@ _positive = click.IntRange(min=1)
 )
 @click.option("--batch", type=_positive, metavar="N", default=256, help="Functions per step, fresh ones every time.")
 @click.option("--learning-rate", type=float, metavar="X", default=1e-3, help="Step length of Adam.")
+@click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    default="constant",
+    help="Whether the step length stays, or falls to nothing at the last step along a cosine.",
+)
 @click.option("--beta1", type=float, metavar="X", default=0.9, help="Adam's decay of the mean gradient.")
 @click.option("--beta2", type=float, metavar="X", default=0.999, help="Adam's decay of the mean squared gradient.")
 @click.option(
@@ -105,7 +130,7 @@ def train(ctx, out, resume, progress, threads, **options):
     and pictures.
 
     Ctrl-C finishes the step and saves it. With --resume, options that are not given are those that the run was
-    started with; --steps, --learning-rate, --every and --validate may be given new values.
+    started with; --steps, --learning-rate, --schedule, --every and --validate may be given new values.
     """
     from fastperm.runs import Run
 
@@ -151,18 +176,19 @@ def _stored_options(stored):
 
 def _build(options):
     import fastperm
-    from fastperm.runs import task_backend
+    from fastperm.runs import check_output, task_backend
 
     width, depth = options["width"], options["depth"]
     if len(width) == 1:
         width, depth = width[0], depth or _DEPTH
     with usage_errors():
+        check_output(options["scale"], options["output"])
         task = fastperm.PowerSpectrum(
             **{name: options[name] for name in _TASK}, dtype=options["dtype"], backend=task_backend(options["backend"])
         )
         net = fastperm.DeepSet(
             *(task.in_features, width, depth or len(width), task.out_features),
-            **{name: options[name] for name in ("aggregate", "pool", "invariance", "dtype", "backend", "seed")},
+            **{name: options[name] for name in (*_NETWORK[2:], "backend", "seed")},
         )
         optimizer = fastperm.Adam(**{name: options[name] for name in _ADAM})
     return task, net, optimizer
@@ -198,7 +224,7 @@ def _train(run, task, net, optimizer, training, progress):
         with np.errstate(all="ignore"):  # a loss that is not finite is reported with its step
             return fastperm.train(
                 *(net, task),
-                **{name: training[name] for name in ("steps", "batch", "seed", "every")},
+                **{name: training[name] for name in ("steps", "batch", "schedule", "seed", "every")},
                 optimizer=optimizer,
                 checkpoint=run.checkpoint,
                 history=run.history,

@@ -3,6 +3,13 @@
 import numpy as xp
 
 from fastperm.kernels.cpu.adam import adam_step
+from fastperm.kernels.cpu.angular import (
+    angular_backward,
+    angular_basis,
+    angular_basis_backward,
+    angular_filter,
+    angular_forward,
+)
 from fastperm.kernels.cpu.canonical_order import canonical_order
 from fastperm.kernels.cpu.deep_set import deep_set_forward, deep_set_step
 from fastperm.kernels.cpu.deep_set_stream import deep_set_stream_pool, deep_set_stream_rows
@@ -15,6 +22,11 @@ from fastperm.kernels.cpu.pooling import pooling_backward, pooling_forward
 
 __all__ = [
     "adam_step",
+    "angular_backward",
+    "angular_basis",
+    "angular_basis_backward",
+    "angular_filter",
+    "angular_forward",
     "canonical_order",
     "deep_set_forward",
     "deep_set_step",

@@ -204,11 +204,14 @@ def block_bounds(b, blocks, n, like):
 
 
 @jit
-def pack_panels(W, panels):
-    """Write the columns of W (K_in, K_out), FEATURES at a time, panel by panel; what is left of the last is zero."""
+def pack_panels(W, panels, first_row, rows):
+    """Write the columns of W (K_in, K_out), FEATURES at a time, panel by panel; what is left of the last is zero.
+
+    They become the rows from ``first_row`` on of panels that have so many rows.
+    """
     K_in, K_out = W.shape
-    place = 0
     for first in range(0, K_out, FEATURES):
+        place = first * rows + first_row * FEATURES
         for k in range(K_in):
             for j in range(first, first + FEATURES):
                 panels[place] = W[k, j] if j < K_out else 0
