@@ -54,6 +54,5 @@ def explain(net, sets):
     [('set-resident', (1,)), ('chunked', (0,))]
     """
     sets = net.as_sets(sets)
-    widths = (net.in_features, *net.widths, net.out_features)
-    found = net.kernels.paths(sets.offsets, widths, net.aggregate, net.pool, **net._settings())
+    found = net.kernels.paths(sets.offsets, *net._whole()[1:], **net._settings())
     return Explanation(net.backend, tuple(Path(name, tuple(own.tolist()), why) for name, own, why in found))

@@ -119,8 +119,8 @@ def train(
         Steps between checkpoints, and between validations.
     resume : bool, default=False
         Go on from ``checkpoint`` if it is there. A checkpoint of another network, seed, batch size, task or optimiser
-        is refused; only the learning rate, its schedule and ``steps`` may change. A task without ``config()``, or with functions in it, cannot be
-        compared: that it is the same is then up to the caller.
+        is refused; only the learning rate, its schedule and ``steps`` may change. A task without ``config()``, or with
+        functions in it, cannot be compared: that it is the same is then up to the caller.
     progress : bool, default=True
         Show a progress bar with loss and sets per second on standard error.
     validate : int, (sets, targets) or None, default=256

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import autograd
 import numpy as np
 import oracle
@@ -148,13 +150,11 @@ def test_cosines_and_sines_are_those_of_the_library(size):
     angles[:3] = 0.0, np.pi / 2, -np.pi / 4
     for first, last in ((0, 1001), (5, 6)):
         found = basis("cpu", angles[first:last], 16, "float64")
-        phases = angles[first:last]
-        one = np.exp(1j * phases.astype(np.longdouble))
-        wanted = np.sqrt(2) * np.concatenate([(one**m).real for m in range(1, 17)]).reshape(16, -1).T
-        wanted_sine = np.sqrt(2) * np.concatenate([(one**m).imag for m in range(1, 17)]).reshape(16, -1).T
+        turns = np.exp(1j * angles[first:last].astype(np.longdouble))
+        wanted = np.sqrt(2) * np.stack([turns**m for m in range(1, 17)], axis=1)
         # A rounding or two for each order.
-        assert np.abs(found[:, :16] - wanted).max() <= 32 * 2.3e-16
-        assert np.abs(found[:, 16:] - wanted_sine).max() <= 32 * 2.3e-16
+        assert np.abs(found[:, :16] - wanted.real).max() <= 32 * 2.3e-16
+        assert np.abs(found[:, 16:] - wanted.imag).max() <= 32 * 2.3e-16
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -197,7 +197,7 @@ def test_a_shift_of_the_angles_changes_nothing(backend, pool, scale, weighted):
     net, sets = network(pool=pool, scale=scale, backend=backend), sets_of(weighted=weighted)
     wanted = net(sets)
     for shift in (0.3, -2.0, 2 * np.pi):
-        moved = fastperm.Sets(sets.values + [shift, 0, 0], sets.offsets, sets.weights)
+        moved = fastperm.Sets(sets.values + np.array([shift, 0, 0]), sets.offsets, sets.weights)
         np.testing.assert_allclose(net(moved), wanted, rtol=0, atol=1e-12 * max(1, np.abs(wanted).max()))
     # Each set may be shifted by itself; features are not free to move, and neither is one angle alone.
     own = np.repeat(np.arange(len(sets)), np.diff(sets.offsets))
@@ -306,7 +306,7 @@ def test_a_stream_gives_what_the_set_gives(backend, pool):
     cuts = [0, 1, 700, 2999, 3000]
 
     def chunks():
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+        for a, b in pairwise(cuts):
             yield sets.values[a:b], sets.weights[a:b]
 
     found = net.predict_stream(chunks)

@@ -18,8 +18,9 @@ from fastperm import backend, estimation
 from fastperm.baselines import ESTIMATORS
 from fastperm.cli import main, options
 from fastperm.cli.tables import column, table
-from fastperm.network import AGGREGATES, INVARIANCES
+from fastperm.network import AGGREGATES, INVARIANCES, SCALES, SYMMETRIES
 from fastperm.power_spectrum import _AMPLITUDES
+from fastperm.training import SCHEDULES
 
 SMALL = (
     *("--width", "4", "--depth", "2", "--set-size", "20", "--batch", "8", "--every", "5", "--validate", "16"),
@@ -86,6 +87,9 @@ def test_the_options_list_what_the_library_knows():
     assert ("auto", *backend.BACKENDS) == options.BACKENDS
     assert options.AGGREGATES == AGGREGATES
     assert options.INVARIANCES == INVARIANCES
+    assert (None, *options.SYMMETRIES) == SYMMETRIES
+    assert (None, *options.SCALES) == SCALES
+    assert options.SCHEDULES == SCHEDULES
     assert tuple(_AMPLITUDES) == options.AMPLITUDES
     assert tuple(ESTIMATORS) == options.BASELINES
 
@@ -120,13 +124,61 @@ def test_train_writes_a_run(trained):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG\r\n")
 
 
+def test_both_symmetries_from_training_to_prediction(tmp_path, samples):
+    folder = tmp_path / "circle"
+    chosen = ("--symmetry", "circle", "--orders", 2, "--scale", "rms", "--schedule", "cosine", "--dtype", "float64")
+    run("train", "--out", folder, *SMALL, *chosen, "--steps", 6)
+    settings = json.loads((folder / "run.json").read_text())
+    assert {settings["network"][name] for name in ("symmetry", "orders", "scale")} == {"circle", 2, "rms"}
+    assert settings["training"]["schedule"] == "cosine"
+    # Going on with it needs none of them, and cannot change what the network is.
+    assert "8 steps" in run("train", "--out", folder, "--resume", "--steps", 8).stdout
+    assert "--orders 2" in errors_of(run("train", "--out", folder, "--resume", "--orders", 3, code=1))
+    estimates = []
+    for shift, factor in ((0.0, 1.0), (1.5, 10.0)):
+        rows = [[float(number) for number in line.split(",")] for line in samples.read_text().splitlines()]
+        moved = tmp_path / f"moved-{shift}.csv"
+        moved.write_text("".join(f"{x + shift!r},{factor * y!r}\n" for x, y in rows))
+        run("predict", folder, moved, "--out", tmp_path / f"out-{shift}")
+        estimates.append([float(row["log_power"]) for row in read_csv(tmp_path / f"out-{shift}.csv")])
+    np.testing.assert_allclose(estimates[1], np.array(estimates[0]) + 2 * np.log(10), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--orders", 3), "need symmetry='circle'"),
+        (("--symmetry", "circle", "--aggregate", "max"), "a maximum has no harmonics"),
+        (("--scale", "rms", "--output", "power"), "right for log p_k alone"),
+    ],
+)
+def test_symmetries_that_make_no_sense_are_usage_errors(tmp_path, arguments, message):
+    assert message in run("train", "--out", tmp_path / "no", *SMALL, *arguments, code=2).stderr
+    assert not (tmp_path / "no").exists()
+
+
 def test_train_takes_every_option_of_task_network_and_training(tmp_path):
     arguments = (
         *("--k-max", 12, "--k-fin", "3:9", "--set-size", "8:16", "--power-law", 1.5, "--amplitudes", "lognormal"),
         *("--noise", 0.1, "--output", "power", "--width", "5,3,4", "--aggregate", "max", "--pool", "sum"),
         *("--invariance", "bitwise"),
         *("--dtype", "float64", "--backend", "reference", "--steps", 3, "--batch", 4, "--learning-rate", 0.01),
-        *("--beta1", 0.8, "--beta2", 0.99, "--epsilon", 1e-6, "--seed", 5, "--every", 2, "--validate", 0),
+        *(
+            "--beta1",
+            0.8,
+            "--beta2",
+            0.99,
+            "--epsilon",
+            1e-6,
+            "--schedule",
+            "cosine",
+            "--seed",
+            5,
+            "--every",
+            2,
+            "--validate",
+            0,
+        ),
         *("--threads", 1, "--progress"),
     )
     result = run("train", "--out", tmp_path / "all", *arguments)
@@ -151,6 +203,9 @@ def test_train_takes_every_option_of_task_network_and_training(tmp_path):
         "aggregate": "max",
         "pool": "sum",
         "invariance": "bitwise",
+        "symmetry": None,
+        "orders": None,
+        "scale": None,
         "dtype": "float64",
     }
     assert settings["training"] == {
@@ -160,6 +215,7 @@ def test_train_takes_every_option_of_task_network_and_training(tmp_path):
         "beta1": 0.8,
         "beta2": 0.99,
         "epsilon": 1e-6,
+        "schedule": "cosine",
         "seed": 5,
         "every": 2,
         "validate": 0,

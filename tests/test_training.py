@@ -42,6 +42,20 @@ def test_a_step_is_forward_loss_backward_adam(backend):
     np.testing.assert_allclose(net.parameters.flat, by_hand.parameters.flat, rtol=1e-9, atol=1e-12)
 
 
+class Interrupted(fastperm.PowerSpectrum):
+    """The task, with a Ctrl-C as a batch is drawn."""
+
+    def __init__(self, batches):
+        super().__init__(**{name: value for name, value in TASK.config().items() if name != "positions"})
+        self.batches = batches
+
+    def sample(self, batch, generator):
+        self.batches -= 1
+        if self.batches == 0:
+            signal.raise_signal(signal.SIGINT)
+        return super().sample(batch, generator)
+
+
 def test_training_learns():
     # One frequency, known phase law: the error must fall well below that of the prior mean.
     task = fastperm.PowerSpectrum(k_max=1, k_fin=1, set_size=64)
@@ -50,6 +64,28 @@ def test_training_learns():
         net, task, steps=600, batch=64, every=600, progress=False, optimizer=fastperm.Adam(learning_rate=3e-3)
     )
     assert history["validation_loss"][-1] < 0.5 * task.prior_mean_error()[0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cosine_schedule_falls_to_nothing(backend, tmp_path):
+    net, by_hand = make_net(backend=backend), make_net(backend=backend)
+    run(net, steps=10, schedule="cosine", seed=4, checkpoint=tmp_path / "c", optimizer=fastperm.Adam(0.01))
+    rates = [0.01 * (1 + np.cos(np.pi * t / 10)) / 2 for t in range(10)]
+    optimizer = fastperm.Adam(0.01)
+    for step, rate in enumerate(rates, start=1):
+        sets, targets = TASK.sample(8, np.random.default_rng(np.random.SeedSequence(4, spawn_key=(0, step))))
+        fastperm.train_step(by_hand, sets, targets, optimizer, learning_rate=rate)
+    np.testing.assert_array_equal(net.parameters.flat, by_hand.parameters.flat)
+    assert optimizer.learning_rate == 0.01
+    # Stopped half way, and at the same schedule again.
+    halves, optimizer = make_net(backend=backend), fastperm.Adam(0.01)
+    options = {"steps": 10, "schedule": "cosine", "seed": 4, "checkpoint": tmp_path / "h", "optimizer": optimizer}
+    with pytest.raises(KeyboardInterrupt):
+        run(halves, Interrupted(5), **options)
+    run(halves, **options, resume=True)
+    np.testing.assert_array_equal(net.parameters.flat, halves.parameters.flat)
+    with pytest.raises(ValueError, match="schedule must be one of"):
+        run(make_net(), steps=1, schedule="linear")
 
 
 def test_history_is_returned_and_written(tmp_path):

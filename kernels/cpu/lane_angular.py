@@ -24,7 +24,7 @@ class Circle(NamedTuple):
     weighted: Any  # w E, where there are weights
     Z: Any  # (D, 2M · widest)
     Q: Any  # (2M · widest,): Q, dQ
-    dZ: Any  # (2M · widest,)
+    Z_gradient: Any  # (2M · widest,)
     back: Any  # (widest · (widest + 2M),): W_self and dZᵀ side by side
     listed: Any  # (blocks, 2M): all rows of E, in every block
     counts: Any  # (blocks,)
@@ -129,7 +129,7 @@ def filters_backward(tiles, g, K_in, stride, n, layer, listed, counts, dA, dB, c
 def harmonics_backward(g, stride, divisor, W_self, A_T, B_T, circle):
     """Put w E below g, and return W_self (K_in, K_out) and dZᵀ / W side by side; A_T and B_T are Aᵀ and −Bᵀ."""
     rows, (K_in, K_out) = circle.rows, W_self.shape
-    dQ, dZ = matrix_at(circle.Q, 0, rows, K_out), matrix_at(circle.dZ, 0, rows, K_in)
+    dQ, dZ = matrix_at(circle.Q, 0, rows, K_out), matrix_at(circle.Z_gradient, 0, rows, K_in)
     filter_set(dQ, A_T, B_T, dZ)
     _copy(_weighted_rows(circle), g[K_out * stride :])
     back = matrix_at(circle.back, 0, K_in, K_out + rows)

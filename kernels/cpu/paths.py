@@ -19,6 +19,7 @@ def paths(
     widths,  # K_0, K_1, ..., K_D, K_fin
     aggregate,  # "mean", "sum" or "max"
     pool,  # "mean", "sum", "max" or None
+    orders=0,  # M of angular layers
 ):
     """Return a list of (name of the path, the sets that take it, why)."""
     width = max(widths[:-1])

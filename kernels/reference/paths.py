@@ -13,6 +13,7 @@ def paths(
     widths,  # K_0, K_1, ..., K_D, K_fin
     aggregate,  # "mean", "sum" or "max"
     pool,  # "mean", "sum", "max" or None
+    orders=0,  # M of angular layers
 ):
     """Return a list of (name of the path, the sets that take it, why)."""
     return [("layer by layer", np.arange(len(offsets) - 1), "NumPy, a formula a line; it has no other path")]
