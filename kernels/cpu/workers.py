@@ -26,6 +26,7 @@ CHUNKS = 16
 LARGE_ELEMENTS, LARGE_NUMBERS, LARGE_PART = 4096, 640_000, 8
 # Rows, and numbers to be added up, that are worth a thread.
 PIECE, ADDED = 1024, 2**15
+TOGETHER = 2048
 
 _lock = threading.Lock()
 _pool = None
@@ -162,9 +163,13 @@ def add_parts(parts, total):
 
 @jit
 def _add(first, last, parts, total):
-    for part in range(len(parts)):
-        for i in range(first, last):
-            total[i] += parts[part, i]
+    # So many at a time that the totals stay in the first-level cache while all parts pass by.
+    for start in range(first, last, TOGETHER):
+        own = total[start : min(start + TOGETHER, last)]
+        for part in range(len(parts)):
+            added = parts[part, start : start + own.size]
+            for i in range(own.size):
+                own[i] += added[i]
 
 
 class _Memory:
