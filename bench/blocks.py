@@ -1,5 +1,9 @@
 """Markdown made of results: one function for each block between markers, see `table`."""
 
+import csv
+import json
+from pathlib import Path
+
 import costs
 from contenders import (
     BITWISE,
@@ -13,6 +17,9 @@ from contenders import (
     PRODUCTS,
     Case,
 )
+
+# Folders of `fastperm train`, with what `fastperm evaluate --csv` wrote beside.
+TRAINING = Path(__file__).parents[1] / "docs" / "training"
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 NETWORK = f"width {TIMES} depth"
@@ -213,6 +220,35 @@ def optimum(results):
         "below the 90 % bound",
     )
     return f"{_table(header, rows)}\n\n{_closed(_spectrum_footnote(found), found)}"
+
+
+def training(results):
+    """Return the errors of the networks in `TRAINING`: they are no benchmark, and have no part in ``results``."""
+    tables = []
+    for folder in sorted(path.parent for path in TRAINING.glob("*/errors.csv")):
+        settings = json.loads((folder / "run.json").read_text())
+        rows: dict = {}
+        with (folder / "errors.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["k"] == "all":
+                    rows.setdefault((int(row["k_max"]), int(row["set_size"])), {})[row["estimator"]] = row
+        lines = []
+        for (k_max, samples), found in rows.items():
+            own, best = found["network"], found.get("optimum")
+            errors = [_error(float(own[name])) for name in ("mean_squared_error", "standard_error")]
+            lines.append([f"{samples:,}", str(k_max), *errors, "" if best is None else _optimum_of(best)])
+        task, net, how = settings["task"], settings["network"], settings["training"]
+        caption = (
+            f"`docs/training/{folder.name}`: width {net['width'][0]}, depth {net['depth']}, orders {net['orders']}; "
+            f"k = 1 … {task['k_fin']}; {how['steps']:,} steps of {how['batch']} functions with k_max = {task['k_max']}:"
+        )
+        header = ("samples", "k_max", "mean squared error", "std. error", "optimum")
+        tables.append(f"{caption}\n\n{_table(header, lines)}")
+    return "\n\n".join(tables)
+
+
+def _optimum_of(row):
+    return f"{_error(float(row['mean_squared_error']))} ± {_error(float(row['standard_error']))}"
 
 
 def baselines(results):
@@ -475,6 +511,6 @@ BLOCKS = {
     block.__name__: block
     for block in (
         *(train_step, networks, roofline, steps, predictions, bitwise, angular, growth, memory, active_units),
-        *(optimum, baselines, assumed_k_max, gpu),
+        *(optimum, baselines, assumed_k_max, training, gpu),
     )
 }

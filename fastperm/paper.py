@@ -22,7 +22,7 @@ from fastperm.runs import Run, task_backend, versions
 FIGURES = (1, 2, 3, 4, 5)
 
 #: The networks that are compared, by name: what is set for each.
-NETWORKS: dict[str, dict] = {"plain": {}, "circle": {"symmetry": "circle", "orders": 8}}
+NETWORKS: dict[str, dict] = {"plain": {}, "circle": {"symmetry": "circle", "orders": 8, "scale": "rms"}}
 
 # Figs. 2 and 3 show the same networks.
 _CELLS_OF = {2: "figure-2", 3: "figure-2", 4: "figure-4", 5: "figure-5"}
