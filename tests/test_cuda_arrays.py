@@ -60,13 +60,24 @@ class Foreign:
             self.__cuda_array_interface__ = {}
 
 
+CIRCLE = {"symmetry": "circle", "orders": 1}
+
+
 @pytest.mark.parametrize("invariance", ["rounding", "bitwise"])
-@pytest.mark.parametrize(("aggregate", "pool"), [("mean", "mean"), ("max", None)], ids=str)
-def test_what_is_given_on_the_gpu_comes_back_there(cupy, batch, aggregate, pool, invariance):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"aggregate": "mean", "pool": "mean"},
+        {"aggregate": "max", "pool": None},
+        {"aggregate": "sum", "pool": "max", "scale": "rms", **CIRCLE},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_what_is_given_on_the_gpu_comes_back_there(cupy, batch, settings, invariance):
     arrays, weights, _ = batch
     results = []
     for take in (np.asarray, cupy.asarray):
-        net = network(aggregate=aggregate, pool=pool, invariance=invariance)
+        net = network(invariance=invariance, **settings)
         sets = fastperm.Sets.ragged(map(take, arrays), map(take, weights))
         targets = take(np.ones(net.prediction_shape(sets), np.float32))
         loss = fastperm.train_step(net, sets, targets, fastperm.Adam())
@@ -143,6 +154,12 @@ def test_the_current_stream_is_taken(cupy, batch):
         found = net(sets)
         stream.synchronize()
     np.testing.assert_array_equal(found.get(), wanted)
+
+
+def test_a_stream_on_the_circle(cupy, batch):
+    net = network(scale="rms", **CIRCLE)
+    values = np.concatenate(batch[0])
+    np.testing.assert_allclose(net.predict_stream(values), net(values[None])[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,129 @@ def test_a_tile_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
     assert error(dW, 1 + case.x.T @ wanted) <= TOLERANCE
 
 
+def angular(kernels, case, filters, dtype, aggregate, activation, start=0.5, inputs=True, on=None):
+    """Return y, m, Z and all gradients as `layer` does: dE is one of those that are added to."""
+    x, weights, E, dy, *matrices = as_dtype(
+        dtype, case.x, case.weights, case.E, case.dy, case.W_self, case.W_pool, case.b, *filters
+    )
+    W_self, W_pool, b, A, B = matrices
+    y, m = poisoned((case.T, b.size), dtype), poisoned((case.S, x.shape[1]), dtype)
+    Z = poisoned((E.shape[1], *m.shape), dtype)
+    kernels.angular_forward(x, E, case.offsets, weights, *matrices, aggregate, activation, y=y, m=m, Z=Z)
+    after = y if on is None else on.astype(dtype)
+    dx, dE = (poisoned(x.shape, dtype), np.full(E.shape, start, dtype)) if inputs else (None, None)
+    names = ("dW_self", "dW_pool", "db", "dA", "dB")
+    gradients = {name: np.full(array.shape, start, dtype) for name, array in zip(names, matrices, strict=True)}
+    kernels.angular_backward(
+        *(dy, x, E, after, m, Z, case.offsets, weights, W_self, W_pool, A, B, aggregate, activation),
+        dx=dx,
+        dE=dE,
+        **gradients,
+    )
+    return [y, m, Z, dx, dE, *gradients.values()]
+
+
+def angular_case(counts, K_in, K_out, weighted, orders):
+    """Return a case with E, and its filters A and B."""
+    case, generator = Case(counts, K_in, K_out, weighted), np.random.default_rng(SEED + 5)
+    case.E = np.empty((case.T, 2 * orders))
+    reference.angular_basis(generator.uniform(-4, 9, case.T), E=case.E)
+    return case, generator.standard_normal((2, orders, K_in, K_out)) / np.sqrt(4 * orders * K_in)
+
+
+ANGULAR = (
+    ((1,), 1, 1, 3, "mean", "relu"),
+    ((6,), 3, 17, 1, "mean", "relu"),
+    ((1, 5, 2), 3, 17, 1, "sum", "identity"),
+    ((2, 1), 33, 5, 1, "mean", "relu"),
+    ((2, 1), 13, 12, 1, "sum", "relu"),
+    ((1, 5, 2, 6), 5, 2, 3, "sum", "relu"),
+    ((3,) * 5, 2, 3, 3, "mean", "identity"),
+)
+if not compiling.SIMULATED:
+    ANGULAR += (
+        ((512,) * 4 + (37,), 64, 64, 8, "mean", "relu"),
+        ((1000, 3, 77), 130, 33, 5, "mean", "identity"),
+        ((5,) * 300, 2, 200, 3, "sum", "relu"),
+    )
+
+
+@WEIGHTED
+@pytest.mark.parametrize(("counts", "K_in", "K_out", "orders", "aggregate", "activation"), ANGULAR, ids=str)
+def test_angular(cuda, counts, K_in, K_out, orders, aggregate, activation, weighted):
+    case, filters = angular_case(counts, K_in, K_out, weighted, orders)
+    how = (aggregate, activation)
+    if aggregate == "sum":  # keep numbers of size 1
+        case.weights = case.w / case.counts.max() if weighted else None
+    results = angular(cuda, case, filters, "float32", *how)
+    expected = angular(reference, case, filters, "float64", *how, on=results[0] if activation == "relu" else None)
+    largest = max(np.abs(wanted).max() for wanted in expected)
+    for found, wanted in zip(results, expected, strict=True):
+        assert found.dtype == "float32"
+        # A set of one element sees itself at no distance: what its filters have of sines is zero, to rounding.
+        own = largest if case.T == 1 else np.abs(wanted).max()
+        assert np.isfinite(found).all()
+        assert np.abs(found - wanted).max() <= TOLERANCE * own
+
+
+def test_angular_without_gradients_of_the_input(cuda):
+    case, filters = angular_case((4, 1), 3, 2, weighted=True, orders=2)
+    everything = angular(cuda, case, filters, "float32", "mean", "relu")
+    parameters = angular(cuda, case, filters, "float32", "mean", "relu", inputs=False)
+    assert parameters[3] is parameters[4] is None
+    for i in (0, 1, 2, 5, 6, 7, 8, 9):
+        np.testing.assert_array_equal(parameters[i], everything[i])
+
+
+@pytest.mark.parametrize("left_out", ["dx", "dE"])
+def test_angular_with_one_gradient_of_the_input(cuda, left_out):
+    case, filters = angular_case((4, 1), 3, 4, weighted=True, orders=2)
+    y, m, Z, *wanted = angular(cuda, case, filters, "float32", "sum", "identity", start=0.0)
+    found = {"dx": poisoned(case.x.shape, "float32"), "dE": np.zeros(case.E.shape, "float32"), left_out: None}
+    matrices = float32(case.W_self, case.W_pool, *filters)
+    names = ("dW_self", "dW_pool", "dA", "dB")
+    totals = {name: np.zeros_like(array) for name, array in zip(names, matrices, strict=True)}
+    dy, x, E, weights = float32(case.dy, case.x, case.E, case.weights)
+    cuda.angular_backward(
+        *(dy, x, E, y, m, Z, case.offsets, weights, *matrices, "sum", "identity"),
+        **found,
+        **totals,
+        db=np.zeros(4, "float32"),
+    )
+    for name, array in zip(("dx", "dE"), wanted, strict=False):
+        if name != left_out:
+            np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e7, 1e30])
+def test_angular_basis(cuda, size):
+    angles = np.random.default_rng(SEED).uniform(-size, size, 13).astype(np.float32)
+    angles[:2] = 0, np.pi / 2
+    found, wanted = poisoned((13, 10), "float32"), np.empty((13, 10))
+    cuda.angular_basis(angles, E=found)
+    # A rounding to float32 of numbers up to √2; m θ is exact in float64, with 24 bits of θ and 3 of m.
+    reference.angular_basis(angles.astype(np.float64), E=wanted)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1.01 * 2**-24)
+    dE, dangles, of_reference = (
+        np.random.default_rng(SEED + 1).standard_normal((13, 10)),
+        poisoned(13, "float32"),
+        np.empty(13),
+    )
+    cuda.angular_basis_backward(*float32(dE), found, dangles=dangles)
+    reference.angular_basis_backward(dE, wanted, dangles=of_reference)
+    assert error(dangles, of_reference) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("n_sets", "orders"), [(1, 2), (5, 3)], ids=str)
+def test_angular_filter(cuda, n_sets, orders):
+    generator = np.random.default_rng(SEED)
+    Z, filters = generator.standard_normal((2 * orders, n_sets, 5)), generator.standard_normal((2, orders, 5, 7))
+    found, wanted = poisoned((2 * orders, n_sets, 7), "float32"), np.empty((2 * orders, n_sets, 7))
+    cuda.angular_filter(*float32(Z, *filters), Q=found)
+    reference.angular_filter(Z, *filters, Q=wanted)
+    assert error(found, wanted) <= TOLERANCE
+
+
 @pytest.mark.parametrize("activation", ["relu", "identity"])
 def test_nan_passes_through(cuda, activation):
     case = Case((5, 4), 3, 5, weighted=False)
@@ -247,20 +370,21 @@ def test_canonical_order(cuda, weighted):
     np.testing.assert_array_equal(*(keys[order] for order in orders))
 
 
-def network(widths, seed=SEED + 3):
+def network(widths, seed=SEED + 3, orders=0):
     """Return flat parameters; no bias is zero, so that no unit sits on the kink of its ReLU."""
     generator = np.random.default_rng(seed)
     parts = []
     for K_in, K_out in pairwise(widths[:-1]):
         parts += [generator.standard_normal((2, K_in, K_out)) / np.sqrt(K_in), generator.standard_normal(K_out)]
+        parts += [generator.standard_normal((2, orders, K_in, K_out)) / np.sqrt(4 * max(orders, 1) * K_in)]
     parts += [generator.standard_normal(widths[-2:]) / np.sqrt(widths[-2]), generator.standard_normal(widths[-1])]
     return np.concatenate([part.ravel() for part in parts])
 
 
-def targets_for(case, flat, widths, aggregate, pool, shape):
+def targets_for(case, flat, widths, aggregate, pool, shape, orders=0):
     """Return targets that no prediction is near: the difference would be all rounding, and all gradients with it."""
     y, generator = np.empty(shape), np.random.default_rng(SEED + 4)
-    reference.deep_set_forward(case.x, case.offsets, case.weights, flat, widths, aggregate, pool, y=y)
+    reference.deep_set_forward(case.x, case.offsets, case.weights, flat, widths, aggregate, pool, orders, y=y)
     return y + generator.choice((-1, 1), shape) * generator.uniform(0.5, 2, shape) * (1 + np.abs(y))
 
 
@@ -286,6 +410,32 @@ def test_deep_set(cuda, widths, counts, aggregate, pool, weighted):
         batch, how = (x, case.offsets, weights), (parameters, widths, aggregate, pool)
         kernels.deep_set_forward(*batch, *how, y=y)
         loss = float(kernels.deep_set_step(*batch, targets_, *how, gradients=gradients))
+        results.append((y, gradients, [loss]))
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= 2 * TOLERANCE
+
+
+@WEIGHTED
+@pytest.mark.parametrize(
+    ("aggregate", "pool", "precision"),
+    [("mean", "mean", "float32"), ("sum", "max", "float32"), ("mean", None, "tf32")],
+    ids=str,
+)
+def test_deep_set_on_the_circle(cuda, aggregate, pool, precision, weighted):
+    orders, widths = 2, (1, 5, 4, 3)  # narrower than what tensor cores get, so that TF32 changes nothing
+    case, flat = Case((5, 1, 3), 1 + widths[0], 1, weighted), network(widths, orders=orders)
+    if aggregate == "sum":  # keep numbers of size 1 through the layers
+        case.weights = case.w / 5
+    shape = (case.T if pool is None else case.S, widths[-1])
+    targets = targets_for(case, flat, widths, aggregate, pool, shape, orders)
+    results = []
+    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+        x, weights, parameters, targets_ = as_dtype(dtype, case.x, case.weights, flat, targets)
+        y, gradients = poisoned(shape, dtype), np.full(flat.shape, 0.5, dtype)
+        batch, how = (x, case.offsets, weights), (parameters, widths, aggregate, pool, orders)
+        settings = {"precision": precision} if kernels is cuda else {}
+        kernels.deep_set_forward(*batch, *how, y=y, **settings)
+        loss = float(kernels.deep_set_step(*batch, targets_, *how, gradients=gradients, **settings))
         results.append((y, gradients, [loss]))
     for found, wanted in zip(*results, strict=True):
         assert error(found, wanted) <= 2 * TOLERANCE
@@ -443,27 +593,31 @@ def test_a_failed_step_leaves_everything_as_it_was(cuda):
 
 
 @WEIGHTED
-@pytest.mark.parametrize(("aggregate", "pool"), [("mean", "max"), ("max", "mean"), ("sum", None)], ids=str)
-def test_deep_set_stream(cuda, aggregate, pool, weighted, monkeypatch):
+@pytest.mark.parametrize(
+    ("aggregate", "pool", "orders"),
+    [("mean", "max", 0), ("max", "mean", 0), ("sum", None, 0), ("mean", "max", 2), ("sum", None, 1)],
+    ids=str,
+)
+def test_deep_set_stream(cuda, aggregate, pool, orders, weighted, monkeypatch):
     from fastperm.kernels.cuda import deep_set_stream
 
     monkeypatch.setattr(deep_set_stream, "STREAM_ROWS", 8)
-    case, widths = Case((21,), 2, 1, weighted), (2, 5, 8, 3)
+    case, widths = Case((21,), 2 + (orders > 0), 1, weighted), (2, 5, 8, 3)
     case.weights = None if case.weights is None else case.weights / 21
     rows = case.T if pool is None else 1
     results = []
     for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
-        x, weights, flat = as_dtype(dtype, case.x, case.weights, network(widths))
-        c, y = poisoned((2, 8), dtype), poisoned((rows, 3), dtype)
+        x, weights, flat = as_dtype(dtype, case.x, case.weights, network(widths, orders=orders))
+        c, y = poisoned((2 * (1 + 2 * orders), 8), dtype), poisoned((rows, 3), dtype)
 
         def blocks(x=x, weights=weights):
             for first in (0, 16):
                 own = slice(first, first + 16)
                 yield x[own], None if weights is None else weights[own]
 
-        kernels.deep_set_stream_pool(blocks, flat, widths, aggregate, pool, c=c, y=None if pool is None else y)
+        kernels.deep_set_stream_pool(blocks, flat, widths, aggregate, pool, orders, c=c, y=None if pool is None else y)
         if pool is None:
-            kernels.deep_set_stream_rows(x, flat, widths, c, y=y)
+            kernels.deep_set_stream_rows(x, flat, widths, c, orders, y=y)
         results.append(y)
     assert error(*results) <= 2 * TOLERANCE
 
@@ -481,6 +635,25 @@ def test_precision_is_where_a_network_computes_and_not_what_it_is(cuda, tmp_path
     assert net.to("reference").to("cuda", precision="tf32").precision == "tf32"
     net.save(tmp_path / "net.safetensors")
     assert fastperm.load(tmp_path / "net.safetensors", backend="cuda").precision == "float32"
+
+
+@WEIGHTED
+@pytest.mark.parametrize(("scale", "orders"), [("rms", 2), (None, 1), ("rms", 0)], ids=str)
+def test_a_network_on_the_circle(cuda, scale, orders, weighted):
+    case, targets = Case((4, 1, 3), 2, 1, weighted), np.ones((3, 2))
+    settings = {"symmetry": "circle", "orders": orders, "scale": scale, "seed": SEED}
+    nets = [fastperm.DeepSet(2, 4, 2, 2, backend=name, **settings) for name in ("cuda", "reference")]
+    sets = fastperm.Sets(case.x, case.offsets, case.weights)
+    losses = [fastperm.train_step(net, sets, targets, fastperm.Adam()) for net in nets]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    y = nets[0](sets)
+    assert error(y, nets[1](sets)) <= 1e-4
+    dx = [net.backward(np.ones((3, 2)), net.forward(sets)[1]) for net in nets]
+    assert error(*dx) <= 1e-4
+    x, weights = case.x[5:], None if case.weights is None else case.weights[5:]
+    assert error(nets[0].predict_stream(x, weights=weights), y[2]) <= TOLERANCE
+    turned = nets[0](fastperm.Sets(case.x + np.array([2.5, 0]), case.offsets, case.weights))
+    assert error(turned, y) <= TOLERANCE
 
 
 def test_a_network_trains_and_moves_between_backends(cuda):

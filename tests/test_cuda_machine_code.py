@@ -20,10 +20,17 @@ pytestmark = pytest.mark.machine_code
 # More registers than these, and fewer blocks fit on a multiprocessor.
 BUDGETS = {
     "adam_step": (24, 0, 0),
+    "add_harmonics": (48, 0, 0),
     "add_parts": (40, 2048, 0),
+    "angular_basis": (40, 0, 40),  # as of fourier_series
+    "angular_basis_backward": (48, 0, 0),
+    "angular_filter": (56, 0, 0),
+    "filter_gradients": (64, 0, 0),
     "finish": (40, 2048, 0),
     "finish_product": (56, 0, 0),
     "fourier_series": (54, 0, 40),  # the stack of cos and sin, for angles beyond 10⁵
+    "harmonic_partials": (72, 0, 0),
+    "harmonics_backward": (40, 0, 0),
     "mask": (16, 0, 0),
     "mean_of_sums": (48, 2048, 0),
     "pool_partials": (48, 0, 0),

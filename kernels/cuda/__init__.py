@@ -4,6 +4,13 @@ Importing this imports neither CuPy nor a driver. ``xp``, the module of arrays, 
 """
 
 from fastperm.kernels.cuda.adam import adam_step
+from fastperm.kernels.cuda.angular import (
+    angular_backward,
+    angular_basis,
+    angular_basis_backward,
+    angular_filter,
+    angular_forward,
+)
 from fastperm.kernels.cuda.canonical_order import canonical_order
 from fastperm.kernels.cuda.deep_set import deep_set_forward, deep_set_step
 from fastperm.kernels.cuda.deep_set_stream import deep_set_stream_pool, deep_set_stream_rows
@@ -16,6 +23,11 @@ from fastperm.kernels.cuda.pooling import pooling_backward, pooling_forward
 
 __all__ = [
     "adam_step",
+    "angular_backward",
+    "angular_basis",
+    "angular_basis_backward",
+    "angular_filter",
+    "angular_forward",
     "canonical_order",
     "deep_set_forward",
     "deep_set_step",

@@ -2,7 +2,8 @@
 
 Sets that fit are computed on chip (``resident.py``). The others go layer by layer, as in the specification, with the
 fused products of ``equivariant.py``: the launch that writes h_{i+1} also adds it up for the next pooling, and on the
-way back the launch that writes the gradient of h_i has masked it and added it up.
+way back the launch that writes the gradient of h_i has masked it and added it up. Angular layers always do, pooled by
+launches of their own (``angular.py``).
 """
 
 from itertools import pairwise
@@ -10,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from fastperm.kernels.arrays import on_host
+from fastperm.kernels.cuda import angular
 from fastperm.kernels.cuda.compiling import xp
 from fastperm.kernels.cuda.dense import dense_backward, dense_forward
 from fastperm.kernels.cuda.equivariant import layer_forward, layer_inputs, layer_parameters, set_sums
@@ -29,23 +31,24 @@ from fastperm.kernels.cuda.pooling import (
 from fastperm.kernels.cuda.product import NO_POOL
 from fastperm.kernels.cuda.resident import layout_for, resident_forward, resident_step
 from fastperm.kernels.cuda.strips import Layout
-from fastperm.kernels.reference.deep_set import split_parameters
+from fastperm.kernels.reference.deep_set import split_angles, split_parameters
 
 
 def deep_set_forward(
-    x,  # (T, K_0)
+    x,  # (T, K_0), or (T, 1 + K_0) if there are orders
     offsets,  # (S + 1,), on the host or the GPU
     weights,  # (T,) or None
     parameters,  # (P,), flat
     widths,  # K_0, K_1, ..., K_D, K_fin
     aggregate,  # "mean", "sum" or "max"
     pool,  # "mean", "sum", "max" or None
+    orders=0,  # M of angular layers
     *,
     y,  # (S, K_fin), or (T, K_fin) without pooling
     precision="float32",  # or "tf32"
 ):
     host_offsets = on_host(offsets)
-    layout = layout_for(host_offsets, widths, aggregate, pool, precision)
+    layout = None if orders else layout_for(host_offsets, widths, aggregate, pool, precision)
     if isinstance(layout, Layout):
         resident_forward(layout, x, host_offsets, weights, parameters, widths, aggregate, pool, y=y)
         return
@@ -54,11 +57,13 @@ def deep_set_forward(
     places = xp().empty((2, len(x) * max(widths[1:-1])), np.float32)
     hidden = [places[i % 2, : len(x) * K].reshape(len(x), K) for i, K in enumerate(widths[1:-1])]
     sets, tf32 = sets_of_rows(offsets, len(x)), precision == "tf32"
-    _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y, tf32)
+    E, x = split_angles(x, orders, angular.angular_basis, xp().empty)
+    layers, head = split_parameters(parameters, widths, orders)
+    _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, tf32)
 
 
 def deep_set_step(
-    x,  # (T, K_0)
+    x,  # (T, K_0), or (T, 1 + K_0) if there are orders
     offsets,  # (S + 1,), on the host or the GPU
     weights,  # (T,) or None
     targets,  # (S, K_fin), or (T, K_fin) without pooling
@@ -66,24 +71,26 @@ def deep_set_step(
     widths,  # K_0, K_1, ..., K_D, K_fin
     aggregate,  # "mean", "sum" or "max"
     pool,  # "mean", "sum", "max" or None
+    orders=0,  # M of angular layers
     *,
     gradients,  # (P,), accumulated
     precision="float32",  # or "tf32"
 ):
     """Return the loss as an array on the GPU, for which `float` waits. If it is not finite, gradients mean nothing."""
     host_offsets = on_host(offsets)
-    layout = layout_for(host_offsets, widths, aggregate, pool, precision)
+    layout = None if orders else layout_for(host_offsets, widths, aggregate, pool, precision)
     if isinstance(layout, Layout):
         batch = (x, host_offsets, weights, targets)
         return resident_step(layout, *batch, parameters, widths, aggregate, pool, gradients=gradients)
     offsets = on_device(offsets)
-    layers, head = split_parameters(parameters, widths)
-    layer_gradients, (dW, db) = split_parameters(gradients, widths)
+    layers, head = split_parameters(parameters, widths, orders)
+    layer_gradients, (dW, db) = split_parameters(gradients, widths, orders)
     sets = sets_of_rows(offsets, len(x))
     hidden = [xp().empty((len(x), K), np.float32) for K in widths[1:-1]]
     y, dy = xp().empty(targets.shape, np.float32), xp().empty(targets.shape, np.float32)
     tf32 = precision == "tf32"
-    pooled = _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y, tf32)
+    E, x = split_angles(x, orders, angular.angular_basis, xp().empty)
+    pooled = _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, tf32)
     loss = squared_error(y, targets, dy)
     last, n_sets = hidden[-1], len(offsets) - 1
     p = last if pool is None else pooled.pop()
@@ -96,33 +103,41 @@ def deep_set_step(
         g = xp().empty(last.shape, np.float32)
         scales = row_scales(offsets, weights, sets, pool)
         partials = unpool(dp, last, p, offsets, weights, scales, sets, pool, None, g, masked=True)
-    G = set_sums(partials, offsets, n_sets)
+    G = None if orders else set_sums(partials, offsets, n_sets)
 
     scales = row_scales(offsets, weights, sets, aggregate)
     below = [x, *hidden[:-1]]
     for i in reversed(range(len(layers))):
-        W_self, W_pool, _ = layers[i]
-        layer_parameters(g, G, below[i], pooled[i], *layer_gradients[i], tf32=tf32)
-        if i > 0:
-            dx = xp().empty(below[i].shape, np.float32)
-            G = layer_inputs(
-                *(g, G, below[i], pooled[i], offsets, weights, scales, sets, W_self, W_pool, aggregate, dx),
+        W_self, W_pool, _, *filters = layers[i]
+        dx = xp().empty(below[i].shape, np.float32) if i > 0 else None
+        batch, matrices = (offsets, weights, scales, sets), (W_self, W_pool, *filters)
+        if orders:
+            angular.layer_backward(
+                *(g, below[i], E, *pooled[i], *batch, *matrices, aggregate, dx, None, *layer_gradients[i]),
                 masked=True,
                 tf32=tf32,
             )
-            g = dx
+        else:
+            layer_parameters(g, G, below[i], pooled[i], *layer_gradients[i], tf32=tf32)
+            if i > 0:
+                own = (g, G, below[i], pooled[i], *batch, *matrices, aggregate, dx)
+                G = layer_inputs(*own, masked=True, tf32=tf32)
+        g = dx
     return loss
 
 
-def _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, sets, y, tf32):
-    """Write h_1 … h_D and y; return m_0 … m_{D−1} and, with pooling, p."""
-    layers, head = split_parameters(parameters, widths)
+def _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, tf32):
+    """Write h_1 … h_D and y; return m_0 … m_{D−1}, or pairs of these and Z, with E, and, with pooling, p."""
     n_sets = len(offsets) - 1
     ways = [aggregate] * len(layers) + [pool]
     totals = divisors(offsets, weights, sets) if "mean" in ways else None
-    partials = pool_partials(x, sets, n_sets, weights, CODES[aggregate])
+    partials = pool_partials(x, sets, n_sets, weights, CODES[aggregate]) if E is None else None
     pooled = []
     for i, (h, above) in enumerate(pairwise([x, *hidden])):
+        if E is not None:
+            pooled.append(angular.pool_harmonics(h, E, offsets, sets, n_sets, weights, aggregate, totals))
+            angular.layer_forward(h, E, *pooled[i], sets, *layers[i], above, tf32=tf32)
+            continue
         m = xp().empty((n_sets, h.shape[1]), np.float32)
         finish(partials, offsets, ways[i], totals, m)
         pooled.append(m)
@@ -131,6 +146,8 @@ def _forward(x, offsets, weights, parameters, widths, aggregate, pool, hidden, s
     if pool is None:
         dense_forward(hidden[-1], *head, y=y)
         return pooled
+    if E is not None:
+        partials = pool_partials(hidden[-1], sets, n_sets, weights, CODES[pool])
     p = xp().empty((n_sets, hidden[-1].shape[1]), np.float32)
     finish(partials, offsets, pool, totals, p)
     dense_forward(p, *head, y=y)
