@@ -136,13 +136,13 @@ def _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets
     for i, (h, above) in enumerate(pairwise([x, *hidden])):
         if E is not None:
             pooled.append(angular.pool_harmonics(h, E, offsets, sets, n_sets, weights, aggregate, totals))
-            angular.layer_forward(h, E, *pooled[i], sets, *layers[i], above, tf32=tf32)
+            angular.layer_forward(*(h, E, *pooled[i], sets, *layers[i], above), tf32=tf32)
             continue
         m = xp().empty((n_sets, h.shape[1]), np.float32)
         finish(partials, offsets, ways[i], totals, m)
         pooled.append(m)
         code = NO_POOL if ways[i + 1] is None else CODES[ways[i + 1]]
-        partials = layer_forward(h, m, sets, weights, *layers[i], code, above, tf32=tf32)
+        partials = layer_forward(*(h, m, sets, weights, *layers[i], code, above), tf32=tf32)
     if pool is None:
         dense_forward(hidden[-1], *head, y=y)
         return pooled
