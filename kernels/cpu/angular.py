@@ -145,7 +145,7 @@ def angular_backward(
     for s in large_sets(offsets, max(W_self.shape)):
         bounds = list(pairwise(offsets[s] + pieces(offsets[s + 1] - offsets[s])))
         set_inputs = (dy, x, E, y, m[s], np.ascontiguousarray(Z[:, s]), weights, *matrices, code, relu)
-        _large_set_backward(bounds, *set_inputs, *wanted, *totals)
+        _large_set_backward(*(bounds, *set_inputs, *wanted, *totals))
 
 
 def _large_set_backward(

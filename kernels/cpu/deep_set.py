@@ -131,7 +131,7 @@ def deep_set_step(
     for s in large_sets(offsets, max(widths[:-1])):
         own = _alone(s, x, offsets, weights, targets, pool)
         network = (parameters, widths, aggregate, pool, orders)
-        loss += step_by_layers(KERNELS, *own, *network, targets.size, gradients=gradients)
+        loss += step_by_layers(*(KERNELS, *own, *network, targets.size), gradients=gradients)
     return loss
 
 

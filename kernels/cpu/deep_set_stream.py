@@ -50,7 +50,8 @@ def deep_set_stream_rows(
     *,
     y,  # (R, K_fin), the predictions for these rows
 ):
-    _answer_rows(*_split(x, orders), 0, parameters, widths, c, orders, y)
+    angles, h = _split(x, orders)
+    _answer_rows(angles, h, 0, parameters, widths, c, orders, y)
 
 
 def large_set_forward(

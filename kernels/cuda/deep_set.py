@@ -48,7 +48,7 @@ def deep_set_forward(
     precision="float32",  # or "tf32"
 ):
     host_offsets = on_host(offsets)
-    layout = None if orders else layout_for(host_offsets, widths, aggregate, pool, precision)
+    layout = layout_for(host_offsets, widths, aggregate, pool, precision, orders)
     if isinstance(layout, Layout):
         resident_forward(layout, x, host_offsets, weights, parameters, widths, aggregate, pool, y=y)
         return
@@ -78,7 +78,7 @@ def deep_set_step(
 ):
     """Return the loss as an array on the GPU, for which `float` waits. If it is not finite, gradients mean nothing."""
     host_offsets = on_host(offsets)
-    layout = None if orders else layout_for(host_offsets, widths, aggregate, pool, precision)
+    layout = layout_for(host_offsets, widths, aggregate, pool, precision, orders)
     if isinstance(layout, Layout):
         batch = (x, host_offsets, weights, targets)
         return resident_step(layout, *batch, parameters, widths, aggregate, pool, gradients=gradients)

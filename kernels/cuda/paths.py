@@ -2,7 +2,7 @@
 
 | path | sets | when |
 |---|---|---|
-| resident | all | `resident.layout_for` finds a layout: narrow layers, a mean or a sum, and a set fits on chip |
+| resident | all | `resident.layout_for` finds a layout: narrow layers, a mean or a sum, no circle, a set fits |
 | fused tiles | all | otherwise: a launch for the product of each layer, with tiles by the number of its columns |
 
 There, `product.by_library` says which products are NVIDIA's.
@@ -22,10 +22,11 @@ def paths(
     widths,  # K_0, K_1, ..., K_D, K_fin
     aggregate,  # "mean", "sum" or "max"
     pool,  # "mean", "sum", "max" or None
+    orders=0,  # M of angular layers
     precision="float32",  # or "tf32"
 ):
     """Return a list of (name of the path, the sets that take it, why)."""
-    sets, layout = np.arange(len(offsets) - 1), layout_for(offsets, widths, aggregate, pool, precision)
+    sets, layout = np.arange(len(offsets) - 1), layout_for(offsets, widths, aggregate, pool, precision, orders)
     if isinstance(layout, Layout):
         room = layout.shared_bytes(np.diff(offsets).max())
         why = f"a block of {layout.threads} threads and {room:,} bytes of shared memory takes a set through all layers"

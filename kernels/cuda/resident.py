@@ -45,9 +45,12 @@ def layout_for(
     aggregate,
     pool,
     precision="float32",
+    orders=0,
 ):
     """Return the layout that a batch is computed with, or, in words, why there is none."""
     layouts = TENSOR_LAYOUTS if precision == "tf32" else LAYOUTS
+    if orders:
+        return "angular layers are not computed on chip"
     if aggregate not in HOW or pool not in HOW:
         return f"only {' and '.join(HOW)} are pooled on chip"
     suited = [layout for layout in layouts if layout.width >= max(widths)]
