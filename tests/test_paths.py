@@ -36,6 +36,15 @@ def test_it_says_why():
     assert "layer by layer: 1 set, NumPy" in str(fastperm.explain(network("reference"), np.zeros((1, 10, 2))))
 
 
+def test_angular_layers_are_not_computed_on_chip_on_a_gpu():
+    batch = (np.array([0, 300]), (1, 32, 32, 4), "mean", "mean")
+    ((name, _, why),) = cuda.paths(*batch, 3)
+    assert name == "fused tiles"
+    assert why.startswith("angular layers are not computed on chip: layer by layer")
+    net = fastperm.DeepSet(2, 8, 2, 3, backend="cpu", symmetry="circle", orders=2)
+    assert [path.name for path in fastperm.explain(net, np.ones((2, 5, 2))).paths] == ["set-resident"]
+
+
 def test_cuda_names_the_tiles_of_the_widths():
     ((name, sets, why),) = cuda.paths(np.array([0, 3, 5]), (2, 64, 16, 4), "max", "mean")
     assert (name, sets.tolist()) == ("fused tiles", [0, 1])
