@@ -32,7 +32,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
     def files():
         return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
 
-    message = f"compiling kernels, some seconds; they are kept in {tmp_path / 'cache'}\n"
+    message = f"compiling kernels, up to a minute; they are kept in {tmp_path / 'cache'}\n"
     assert run(tmp_path / "cache") == (0, 1, message)
     written = files()
     assert {Path(name).suffix for name in written} == {".nbi", ".nbc"}

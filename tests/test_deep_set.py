@@ -75,7 +75,7 @@ def test_prediction_loss_and_gradients_match_autograd(backend, aggregate, pool, 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
-@pytest.mark.parametrize("counts", COUNTS, ids=str)
+@pytest.mark.parametrize("counts", [*COUNTS[:3], (301, 2)], ids=str)  # the oracle goes through all pairs
 @pytest.mark.parametrize("pool", [*HOW, None])
 @pytest.mark.parametrize("aggregate", ["mean", "sum"])
 @pytest.mark.parametrize("backend", BACKENDS)

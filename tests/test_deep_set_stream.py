@@ -54,7 +54,7 @@ def test_prediction_matches_the_oracle(backend, aggregate, pool, n, weighted, dt
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
-@pytest.mark.parametrize("n", [1, 1000, 2500])
+@pytest.mark.parametrize("n", [1, 300, 2500])
 @pytest.mark.parametrize("pool", [*HOW, None])
 @pytest.mark.parametrize("aggregate", ["mean", "sum"])
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -63,8 +63,13 @@ def test_prediction_of_an_angular_network_matches_the_oracle(backend, aggregate,
         case, named, flat = make(widths, (n,), weighted, orders)
         if aggregate == "sum":  # keep numbers of size 1 through the layers
             case.weights = case.w / n
-        wanted = oracle.deep_set(case.x, named, case.bounds, case.w, len(widths) - 2, aggregate, pool)
-        y = predict(backend, case.x, case.weights, flat, widths, aggregate, pool, STREAM_ROWS, orders)
+        how = (flat, widths, aggregate, pool, orders)
+        y = predict(backend, case.x, case.weights, *how[:-1], STREAM_ROWS, orders)
+        if n < 1000:
+            wanted = oracle.deep_set(case.x, named, case.bounds, case.w, len(widths) - 2, aggregate, pool)
+        else:  # the oracle goes through all pairs
+            wanted = poisoned(y.shape, "float64")
+            kernels("reference").deep_set_forward(case.x, np.array([0, n]), case.weights, *how, y=wanted)
         assert error(y, wanted) <= TOLERANCES["float64"]
 
 

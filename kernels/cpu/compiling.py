@@ -29,7 +29,7 @@ _logger = logging.getLogger("fastperm")
 @functools.cache
 def _say_that_it_compiles():
     """Say, once in a process, what takes the time: a first step that seems to hang would be killed."""
-    _logger.warning("compiling kernels, some seconds; they are kept in %s", cache_folder())
+    _logger.warning("compiling kernels, up to a minute; they are kept in %s", cache_folder())
 
 
 @functools.cache
