@@ -248,7 +248,8 @@ def training(results):
 
 
 def _optimum_of(row):
-    return f"{_error(float(row['mean_squared_error']))} ± {_error(float(row['standard_error']))}"
+    error, deviation = (_error(float(row[name])) for name in ("mean_squared_error", "standard_error"))
+    return error if error == deviation else f"{error} ± {deviation}"
 
 
 def baselines(results):
