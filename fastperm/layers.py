@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastperm.kernels.reference.deep_set import layer_shapes
-
 
 class EquivariantSaved(NamedTuple):
     """What an equivariant layer keeps for its backward pass."""
@@ -56,11 +54,6 @@ class Equivariant:
         self.kernels = kernels
         self.aggregate = aggregate
         self.activation = activation
-
-    @staticmethod
-    def shapes(K_in, K_out):
-        """Return the shapes of the parameters."""
-        return layer_shapes(K_in, K_out, 0)
 
     def forward(self, x, sets):
         """Return y (T, K_out) and what `backward` needs, for x (T, K_in) on the offsets and weights of ``sets``."""
@@ -112,11 +105,6 @@ class Angular:
         self.kernels = kernels
         self.aggregate = aggregate
         self.activation = activation
-
-    @staticmethod
-    def shapes(K_in, K_out, orders):
-        """Return the shapes of the parameters."""
-        return layer_shapes(K_in, K_out, orders)
 
     def forward(self, x, sets, *, E):
         """Return y (T, K_out) and what `backward` needs, for x (T, K_in) at angles whose harmonics are E (T, 2M)."""

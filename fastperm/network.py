@@ -36,6 +36,7 @@ class Saved(NamedTuple):
     head: Any  # (S, K) input of the head, or (T, K) without pooling
     E: Any = None  # (T, 2M) harmonics of the angles; None without
     scales: Any = None  # (S,) what the values were divided by; None for nothing
+    in_features: int = 0  # of the sets as they came
 
 
 class DeepSet:
@@ -72,8 +73,8 @@ class DeepSet:
     scale : {None, "rms"}, default=None
         "rms" divides the values of each set, which are all columns but the first, its positions, by their weighted root
         mean square r, and adds 2 ln r to the predictions. This is exact for whatever grows by 2 ln c where a function
-        is multiplied by c, such as the logarithm of a power. A set whose values are all zero is taken as it is, with
-        r = 1.
+        is multiplied by c, such as the logarithm of a power. A set with r = 0, or below 1e-145, is taken as it is, as
+        if r were 1.
     dtype : {"float32", "float64"}, default="float32"
         Precision of parameters and arithmetic.
     backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
@@ -291,7 +292,7 @@ class DeepSet:
 
         def blocks():
             for x, w in stream.blocks():
-                yield self._columns(x, scales), w
+                yield self._columns(x, scales, w), w
 
         self.kernels.deep_set_stream_pool(
             *(blocks, parameters, widths, aggregate, pool, orders), c=c, y=None if pool is None else y
@@ -333,7 +334,7 @@ class DeepSet:
         y, head = self.head.forward(x)
         if self.pool is None:
             y = self._as_given(y, order)
-        saved = Saved(sets, order, tuple(kept), pooling, head, E, scales)
+        saved = Saved(sets, order, tuple(kept), pooling, head, E, scales, self.in_features)
         return beside(self._shifted(y, scales), given.values), saved
 
     def loss_and_gradients(self, sets, targets):
@@ -487,11 +488,19 @@ class DeepSet:
         """Refuse what another network saved: the kernels would read past the end of its arrays."""
         if not isinstance(saved, Saved):
             raise TypeError(f"saved must be what forward returned, got {type(saved).__name__}")
-        own = (self._features, *self.widths, self.pool, self.dtype.name, self.orders, self.scale is None)
+        own = (
+            self.in_features,
+            self._features,
+            *self.widths,
+            self.pool,
+            self.dtype.name,
+            self.orders,
+            self.scale is None,
+        )
         widths = tuple(array.shape[1] for array in (saved.layers[0].x, *(layer.y for layer in saved.layers)))
         pool = None if saved.pooling is None else self.pool
         orders = 0 if saved.E is None else saved.E.shape[1] // 2
-        if own != (*widths, pool, saved.head.dtype.name, orders, saved.scales is None):
+        if own != (saved.in_features, *widths, pool, saved.head.dtype.name, orders, saved.scales is None):
             raise ValueError(
                 f"saved comes from another network: widths {widths}, {saved.head.dtype.name}, "
                 f"{'with' if saved.pooling else 'without'} pooling; this one is {self!r}"
@@ -505,21 +514,25 @@ class DeepSet:
     def _prepared(self, sets):
         """Return the sets as the kernels should see them, the order of their rows, and their scales or None."""
         sets, order = self._ordered(sets)
-        if self.scale is None and self._features + (self.orders > 0) == self.in_features:
+        if self.scale is None and not self._ignores_angles:
             return sets, order, None
         values, scales = on_host(sets.values), None
         offsets, weights = on_host(sets.offsets), on_host(sets.weights)
         if self.scale is not None:
             scales = root_mean_squares(values[:, 1:], offsets, weights)
         rows = None if scales is None else np.repeat(scales, np.diff(offsets))[:, None]
-        values = self.kernels.xp.asarray(self._columns(values, rows))
+        values = self.kernels.xp.asarray(self._columns(values, rows, weights))
         return Sets._trusted(values, sets.offsets, sets.weights), order, scales
 
-    def _columns(self, x, scales):
+    @property
+    def _ignores_angles(self):
+        return self.symmetry == "circle" and self.orders == 0
+
+    def _columns(self, x, scales, weights=None):
         """Return what the kernels see of rows x: no angle where it is ignored, values divided by scales, if any."""
         if scales is not None:
-            x = np.concatenate([x[:, :1], divided(x[:, 1:], scales)], axis=1)
-        return x if self._features + (self.orders > 0) == self.in_features else np.ascontiguousarray(x[:, 1:])
+            x = np.concatenate([x[:, :1], divided(x[:, 1:], scales, weights)], axis=1)
+        return np.ascontiguousarray(x[:, 1:]) if self._ignores_angles else x
 
     def _shifted(self, y, scales, sign=1):
         """Return predictions or targets (S, K_fin) with 2 ln r added, r being the scales, if any."""

@@ -8,6 +8,7 @@ from fastperm.kernels.reference.deep_set_stream import STREAM_ROWS
 
 # Squares are summed so many rows at a time: a set in memory then has the bits of a stream.
 _PIECE = STREAM_ROWS
+_LEAST_SQUARE = 1e-290
 
 
 def root_mean_squares(values, offsets, weights):
@@ -25,7 +26,7 @@ def root_mean_squares(values, offsets, weights):
     Returns
     -------
     ndarray of float64, shape (S,)
-        (Σ_n w_n Σ_k v_nk² / (K Σ_n w_n))^½; 1 for a set without a scale, whose values of positive weight are all zero.
+        (Σ_n w_n Σ_k v_nk² / (K Σ_n w_n))^½; 1 for a set without a scale, for which that is zero or below 1e-145.
 
     Raises
     ------
@@ -47,8 +48,14 @@ def stream_root_mean_square(blocks):
     return _roots(squares, totals, features)
 
 
-def divided(values, scales):
-    """Return values (R, K) divided by scales (R, 1) or a number, computed in float64, in their own dtype."""
+def divided(values, scales, weights):
+    """Return values (R, K) divided by scales (R, 1) or a number, computed in float64, in their own dtype.
+
+    Where the weights (R,) are zero, so are the results: such values have no part in the scale, and could be beyond
+    all numbers after the division.
+    """
+    if weights is not None:
+        values = np.where(weights[:, None] > 0, values, values.dtype.type(0))
     return np.divide(values, scales, dtype=np.float64).astype(values.dtype)
 
 
@@ -102,4 +109,6 @@ def _roots(squares, totals, features):
     if not np.isfinite(squares).all():
         s = np.argmin(np.isfinite(squares))
         raise ValueError(f"set {s}: the squares of its values leave the range of float64, so it has no scale")
-    return np.sqrt(np.where(squares > 0, squares / (features * totals), 1.0))
+    means = squares / (features * totals)
+    # Smaller squares have lost digits.
+    return np.sqrt(np.where(means > _LEAST_SQUARE, means, 1.0))

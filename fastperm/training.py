@@ -109,7 +109,7 @@ def train(
         The optimiser; None makes an `Adam` with its defaults. Resuming puts the saved moments into it. A run with a
         checkpoint begins with one that has taken no steps yet.
     schedule : {"constant", "cosine"}, default="constant"
-        Learning rate of step t: the optimiser's lr, or lr (1 + cos(π (t − 1) / steps)) / 2, which falls to nothing at
+        Learning rate of step t: the optimiser's lr, or lr (1 + cos(π (t − 1) / steps)) / 2, which would be zero after
         the last step (Loshchilov & Hutter 2017, without restarts). A run that is resumed with another number of steps
         goes on at the rates of the new schedule.
     checkpoint : path-like or None, default=None
@@ -160,6 +160,8 @@ def train(
         raise TypeError(f"task must have a method sample(batch, generator), got {task!r:.80}")
     if optimizer is None:
         optimizer = Adam()
+    if schedule != "constant" and not hasattr(optimizer, "learning_rate"):
+        raise TypeError(f"schedule={schedule!r} needs an optimizer with a learning_rate, got {optimizer!r:.80}")
     settings = _settings(task, batch, seed)
     records: dict[str, list] = {name: [] for name in COLUMNS}
     checkpoint = None if checkpoint is None else Path(checkpoint)

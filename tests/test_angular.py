@@ -283,6 +283,24 @@ def test_a_set_without_a_scale_is_taken_as_it_is():
     assert np.isfinite(net.backward(np.ones((1, 2)), net.forward(zeros[None])[1])).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_has_no_weight_has_no_part_in_the_scale(backend):
+    net = network(scale="rms", dtype="float32", backend=backend)
+    values = np.array([[0.1, 1e-6, 2e-6], [0.7, 3e-6, 1e-6], [2.0, 1e33, -1e33]], np.float32)
+    whole = fastperm.Sets(values, np.array([0, 3]), np.array([1.0, 2.0, 0.0], np.float32))
+    part = fastperm.Sets(values[:2], np.array([0, 2]), np.array([1.0, 2.0], np.float32))
+    np.testing.assert_allclose(net(whole), net(part), rtol=1e-5)
+    found = net.predict_stream(lambda: [(whole.values, whole.weights)])
+    np.testing.assert_allclose(found[None], net(part), rtol=1e-5)
+    assert np.isfinite(net.backward(np.ones((1, 2)), net.forward(whole)[1])).all()
+
+
+def test_values_whose_squares_vanish_have_no_scale():
+    net, plain, sets = network(scale="rms"), network(scale=None), sets_of()
+    tiny = fastperm.Sets(sets.values * np.array([1, 1e-160, 1e-160]), sets.offsets, sets.weights)
+    np.testing.assert_array_equal(net(tiny), plain(tiny))
+
+
 @pytest.mark.parametrize("scale", [None, "rms"])
 def test_bitwise_invariance(scale):
     net = network(invariance="bitwise", scale=scale, dtype="float32")
@@ -341,6 +359,10 @@ def test_what_another_network_saved_is_refused():
     for other in (network(orders=2), network(symmetry=None, orders=None), network(scale="rms")):
         with pytest.raises(ValueError, match="saved comes from another network"):
             other.backward(np.ones((4, 2)), saved)
+    plain = fastperm.DeepSet(2, 20, 3, 2, dtype="float64", seed=0)
+    _, saved = plain.forward(sets_of().values[None, :, 1:])
+    with pytest.raises(ValueError, match="saved comes from another network"):
+        network(orders=0).backward(np.ones((1, 2)), saved)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,10 @@ def check(backend, widths, counts, weighted, aggregate, pool, dtype, orders=0):
     start = 0
     for name, gradient in wanted.items():
         own = gradients[start : start + gradient.size].reshape(gradient.shape)
-        assert error(own, gradient) <= TOLERANCES[dtype], (widths, name)
+        # A set of one element sees itself at no distance, and a sine of that is zero, to the rounding of the cosine.
+        likewise = wanted[name.replace(".sin", ".cos")]
+        size = max(np.abs(gradient).max(), np.abs(likewise).max())
+        assert np.abs(own - gradient).max() <= TOLERANCES[dtype] * size, (widths, name)
         start += gradient.size
 
 

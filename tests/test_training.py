@@ -67,7 +67,7 @@ def test_training_learns():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_cosine_schedule_falls_to_nothing(backend, tmp_path):
+def test_a_cosine_schedule_falls_to_zero(backend, tmp_path):
     net, by_hand = make_net(backend=backend), make_net(backend=backend)
     run(net, steps=10, schedule="cosine", seed=4, checkpoint=tmp_path / "c", optimizer=fastperm.Adam(0.01))
     rates = [0.01 * (1 + np.cos(np.pi * t / 10)) / 2 for t in range(10)]

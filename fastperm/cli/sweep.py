@@ -184,7 +184,7 @@ def _number(text):
             return kind(text)
         except ValueError:
             pass
-    return None if text == "none" else text
+    return None if text in ("none", "None") else text
 
 
 def _print(rows):

@@ -101,7 +101,7 @@ _positive = click.IntRange(min=1)
     "--schedule",
     type=click.Choice(SCHEDULES),
     default="constant",
-    help="Whether the step length stays, or falls to nothing at the last step along a cosine.",
+    help="Whether the step length stays, or falls along a cosine that is zero after the last step.",
 )
 @click.option("--beta1", type=float, metavar="X", default=0.9, help="Adam's decay of the mean gradient.")
 @click.option("--beta2", type=float, metavar="X", default=0.999, help="Adam's decay of the mean squared gradient.")

@@ -39,6 +39,7 @@ from fastperm.kernels.cpu.lane_angular import (
 from fastperm.kernels.cpu.lane_pooling import pool_lanes, share_maximum
 from fastperm.kernels.cpu.lane_product import (
     blocks_of,
+    copy_numbers,
     lane_tiles,
     lanes_forward,
     lanes_masked,
@@ -98,9 +99,9 @@ def deep_set_forward(
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool], orders)
     shape, present = np.array(widths), weights_or_empty(weights, x.dtype)
     packed = _packed(parameters, shape, orders)
-    chunks = small_chunks(offsets, max(widths[:-1]))
+    chunks = small_chunks(offsets, max(widths[:-1]) + 2 * orders)
     share(_forward, chunks, lane_tiles(x.dtype), x, offsets, present, parameters, packed, shape, *how, y)
-    for s in large_sets(offsets, max(widths[:-1])):
+    for s in large_sets(offsets, max(widths[:-1]) + 2 * orders):
         own_x, _, own_weights, own_y = _alone(s, x, offsets, weights, y, pool)
         large_set_forward(own_x, own_weights, parameters, widths, aggregate, pool, orders, y=own_y)
 
@@ -122,13 +123,13 @@ def deep_set_step(
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool], orders)
     shape, present = np.array(widths), weights_or_empty(weights, x.dtype)
     again = (_packed(parameters, shape, orders), _transposed(parameters, shape, orders))
-    chunks, losses = small_chunks(offsets, max(widths[:-1])), np.zeros(len(offsets) - 1)
+    chunks, losses = small_chunks(offsets, max(widths[:-1]) + 2 * orders), np.zeros(len(offsets) - 1)
     parts = np.empty((len(chunks), parameters.size), x.dtype)
     inputs = (lane_tiles(x.dtype), x, offsets, present, targets, parameters, *again, shape, *how)
     share(_step, chunks, *inputs, parts, losses)
     add_parts(parts, gradients)
     loss = float(losses.sum()) / targets.size
-    for s in large_sets(offsets, max(widths[:-1])):
+    for s in large_sets(offsets, max(widths[:-1]) + 2 * orders):
         own = _alone(s, x, offsets, weights, targets, pool)
         network = (parameters, widths, aggregate, pool, orders)
         loss += step_by_layers(*(KERNELS, *own, *network, targets.size), gradients=gradients)
@@ -209,15 +210,8 @@ def _transposed(parameters, widths, orders):
 
 
 @jit
-def _move(source, target):
-    # Not as an assignment of arrays: Numba would compile its error message, for three seconds.
-    for i in range(source.size):
-        target[i] = source[i]
-
-
-@jit
 def _transpose(W, sign, W_T):
-    # As in `_move`.
+    # As in `copy_numbers`.
     for i in range(W.shape[0]):
         for j in range(W.shape[1]):
             W_T[j, i] = sign * W[i, j]
@@ -519,7 +513,7 @@ def _units_backward(lane_tiles, g, n, W, above, own, h, p, dp, pool, weight, spa
     totals, start = space.totals[:K], dp
     totals[:] = 0
     if pool == MAX:
-        _move(h[: K * stride], space.spare)
+        copy_numbers(h[: K * stride], space.spare)
         start = space.zeros[:K]
     elif pool == MEAN:
         for k in range(K):

@@ -13,7 +13,15 @@ from numba import carray
 from fastperm.kernels.cpu.addresses import address_of, matrix_at
 from fastperm.kernels.cpu.angular import add_filter_gradients, filter_set, harmonics
 from fastperm.kernels.cpu.compiling import jit
-from fastperm.kernels.cpu.lane_product import blocks_of, lanes_outer, list_all, pack_panels, row_stride, whole_vectors
+from fastperm.kernels.cpu.lane_product import (
+    blocks_of,
+    copy_numbers,
+    lanes_outer,
+    list_all,
+    pack_panels,
+    row_stride,
+    whole_vectors,
+)
 
 
 class Circle(NamedTuple):
@@ -82,13 +90,6 @@ def _weighted_rows(circle):
 
 
 @jit
-def _copy(rows, below):
-    # Not as an assignment of arrays: Numba would compile its error message, for three seconds.
-    for i in range(rows.size):
-        below[i] = rows[i]
-
-
-@jit
 def list_harmonics(K, listed, counts, circle):
     """Add the rows of E, which lie below K features, to those that are listed; return how many there are then."""
     steps = circle.steps[: counts.size]
@@ -112,7 +113,7 @@ def filter_lanes(tiles, h, K_in, stride, n, divisor, A, B, layer, panels, listed
             Z[j, k] /= divisor
     filter_set(Z, A, B, Q)
     pack_panels(Q, panels, K_in, K_in + rows)
-    _copy(circle.E, h[K_in * stride :])
+    copy_numbers(circle.E, h[K_in * stride :])
 
 
 @jit
@@ -131,7 +132,7 @@ def harmonics_backward(g, stride, divisor, W_self, A_T, B_T, circle):
     rows, (K_in, K_out) = circle.rows, W_self.shape
     dQ, dZ = matrix_at(circle.Q, 0, rows, K_out), matrix_at(circle.Z_gradient, 0, rows, K_in)
     filter_set(dQ, A_T, B_T, dZ)
-    _copy(_weighted_rows(circle), g[K_out * stride :])
+    copy_numbers(_weighted_rows(circle), g[K_out * stride :])
     back = matrix_at(circle.back, 0, K_in, K_out + rows)
     for k in range(K_in):
         for j in range(K_out):

@@ -204,6 +204,14 @@ def block_bounds(b, blocks, n, like):
 
 
 @jit
+def copy_numbers(source, target):
+    """Copy a flat array to the beginning of another."""
+    # Not as an assignment of arrays: Numba would compile its error message, for three seconds.
+    for i in range(source.size):
+        target[i] = source[i]
+
+
+@jit
 def pack_panels(W, panels, first_row, rows):
     """Write the columns of W (K_in, K_out), FEATURES at a time, panel by panel; what is left of the last is zero.
 
