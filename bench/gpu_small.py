@@ -39,6 +39,7 @@ def run():
         _train((layout.width, layout.width - 3), RESIDENT, generator)
     for layout in TENSOR_LAYOUTS:
         _train((layout.width, layout.width - 3), RESIDENT, generator, precision="tf32")
+    _train(NETWORKS[0], RESIDENT, generator, symmetry="circle", orders=3)
     x, offsets = generator.uniform(0, 6, 9), np.array([0, 3, 4, 9])
     coefficients = generator.standard_normal((3, 10)).view(np.complex128)
     cuda.fourier_series(*map(xp.asarray, (x, offsets, coefficients)), y=xp.empty(9))

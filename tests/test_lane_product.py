@@ -105,7 +105,7 @@ def test_forward(dtype, floor):
                 W, c = (generator.standard_normal(shape).astype(dtype) for shape in ((K_in, K_out), K_out))
                 w = generator.uniform(0.5, 2, n).astype(dtype)
                 panels = poisoned((panels_size.py_func(K_in, K_out),), dtype)
-                pack_panels(W, panels)
+                pack_panels(W, panels, 0, len(W))
                 y = Rows(np.full((K_out, n), np.nan, dtype))
                 y.flat[: K_out * y.stride].reshape(K_out, -1)[:, : y.padded] = np.nan
                 listed, counts = x.listing()
@@ -177,7 +177,7 @@ def test_an_element_has_the_same_bits_wherever_it_stands(dtype):
     x = Rows(generator.standard_normal((K, n)).astype(dtype))
     W, c = generator.standard_normal((K, K)).astype(dtype), generator.standard_normal(K).astype(dtype)
     panels = np.empty(panels_size.py_func(K, K), dtype)
-    pack_panels(W, panels)
+    pack_panels(W, panels, 0, len(W))
 
     def forward(x):
         y = Rows(np.zeros((K, n), dtype))

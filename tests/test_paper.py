@@ -140,7 +140,7 @@ def run(*arguments, code=0):
 
 def test_the_command_computes_draws_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setitem(paper.SCALES, "small", TINY._replace(networks=1, widths=(3,), depths=(1,)))
-    arguments = ("1", "3", "--out", tmp_path, "--backend", "reference", "--workers", 1)
+    arguments = ("1", "3", "--out", tmp_path, "--networks", "plain", "--backend", "reference", "--workers", 1)
     assert "figure-3.png" in run(*arguments).stdout
     check_picture(tmp_path / "figure-3.png", width=WIDTHS[3])
     cells = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("cell.json")}
