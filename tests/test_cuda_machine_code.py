@@ -13,7 +13,8 @@ import pytest
 
 from fastperm.kernels.cuda import compiling
 
-pytestmark = pytest.mark.machine_code
+# The first test waits until all kernels are compiled, which takes minutes.
+pytestmark = [pytest.mark.machine_code, pytest.mark.timeout(1200)]
 
 # The most that a kernel may take on any architecture: registers of a thread, bytes of shared memory of a block, bytes
 # of a stack frame, and bytes of spills, stored and loaded, if there may be any: none in the loops of a product (below).
