@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
 ]
 
-SAME_NETWORK = [name for name in CONTENDERS if name not in (OURS, "dense-network", PRODUCTS)]
+SAME_NETWORK = [name for name in CONTENDERS if name not in (OURS, CIRCLE, "dense-network", PRODUCTS)]
 ODD = Case(width=17, depth=3, out_features=3, set_size=33, batch=5)
 # The headline network on fewer sets, and all of them in one test below.
 HEADLINE = Case(batch=16)
