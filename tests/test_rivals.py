@@ -365,7 +365,9 @@ def test_from_measurement_to_tables_and_plots(tmp_path, monkeypatch):
     assert " | 1.00 \N{MULTIPLICATION SIGN} | 25,348 | " in text
     assert "| JAX | not measured: a\\|b |  |  |  |" in text
     assert results["date"][:10] in text
-    assert text.count("not a result") == text.count(table.END) - 2  # no result of a GPU; what networks learnt is no trial
+    assert (
+        text.count("not a result") == text.count(table.END) - 2
+    )  # no result of a GPU; what networks learnt is no trial
     for line in re.findall(r"^\|.*$", text, re.MULTILINE):
         assert line.count("|") - line.count("\\|") >= 3
     run(table, "--results", folder, "--documents", readme)
