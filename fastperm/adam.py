@@ -92,9 +92,9 @@ class Adam:
         self.steps += 1
         together = (gradients, parameters, *self._moments)
         flat = _alike(*together)
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        constants = (rate, self.beta1, self.beta2, self.epsilon, self.steps)
         for g, p, m, v in [[of.flat for of in together]] if flat else _by_name(*together):
-            rate = self.learning_rate if learning_rate is None else learning_rate
-            constants = (rate, self.beta1, self.beta2, self.epsilon, self.steps)
             kernels.adam_step(g, *constants, p=p, m=m, v=v, **settings)
 
     def state(self):

@@ -26,7 +26,8 @@ from fastperm.cli.options import (
 from fastperm.cli.tables import span
 
 _TASK = ("k_max", "k_fin", "set_size", "power_law", "amplitudes", "noise", "output")
-_NETWORK = ("width", "depth", "aggregate", "pool", "invariance", "symmetry", "orders", "scale", "dtype")
+_LAYERS = ("aggregate", "pool", "invariance", "symmetry", "orders", "scale", "dtype")
+_NETWORK = ("width", "depth", *_LAYERS)
 _ADAM = ("learning_rate", "beta1", "beta2", "epsilon")
 _TRAINING = ("steps", "batch", *_ADAM, "schedule", "seed", "every", "validate")
 
@@ -188,7 +189,7 @@ def _build(options):
         )
         net = fastperm.DeepSet(
             *(task.in_features, width, depth or len(width), task.out_features),
-            **{name: options[name] for name in (*_NETWORK[2:], "backend", "seed")},
+            **{name: options[name] for name in (*_LAYERS, "backend", "seed")},
         )
         optimizer = fastperm.Adam(**{name: options[name] for name in _ADAM})
     return task, net, optimizer

@@ -133,7 +133,7 @@ def angular_backward(
 ):
     weights = weights_or_empty(weights, x.dtype)
     code, relu = CODES[aggregate], activation == "relu"
-    matrices = (np.ascontiguousarray(W_self.T), np.ascontiguousarray(W_pool.T), A, B, *turned_filters(A, B))
+    matrices = (np.ascontiguousarray(W_self.T), np.ascontiguousarray(W_pool.T), A, B, *_turned_filters(A, B))
     wanted = (x[:0] if dx is None else dx, E[:0] if dE is None else dE)
     totals = (dW_self, dW_pool, db, dA, dB)
     chunks = small_chunks(offsets, max(W_self.shape) + E.shape[1])
@@ -172,7 +172,7 @@ def _large_set_backward(
         run([task(_piece_inputs, *ends, *inputs, dx, dE) for ends in bounds])
 
 
-def turned_filters(A, B):
+def _turned_filters(A, B):
     """Return the filters of the way back, Aᵀ and −Bᵀ, (M, K_out, K_in)."""
     return np.ascontiguousarray(A.swapaxes(1, 2)), np.ascontiguousarray(-B.swapaxes(1, 2))
 

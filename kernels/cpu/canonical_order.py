@@ -24,9 +24,9 @@ def canonical_order(
     sorted_x,  # (T, K)
     sorted_weights,  # (T,) or None
 ):
-    given, result = ((x, weights), (sorted_x, sorted_weights))
-    bits = [(as_bits(a), as_bits(weights_or_empty(b, x.dtype))) for a, b in (given, result)]
-    share(_sort_sets, list(pairwise(chunk_bounds(offsets))), offsets, *bits[0], order, *bits[1])
+    given = (as_bits(x), as_bits(weights_or_empty(weights, x.dtype)))
+    result = (as_bits(sorted_x), as_bits(weights_or_empty(sorted_weights, x.dtype)))
+    share(_sort_sets, list(pairwise(chunk_bounds(offsets))), offsets, *given, order, *result)
 
 
 # Shorter runs are sorted by insertion.

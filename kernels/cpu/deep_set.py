@@ -66,7 +66,7 @@ from fastperm.kernels.cpu.pooling import (
 )
 from fastperm.kernels.cpu.product import add_outer, vector_product
 from fastperm.kernels.cpu.similar_order import copy_to_lanes, worth_sorting
-from fastperm.kernels.cpu.workers import add_parts, large_sets, next_chunk, share, small_chunks
+from fastperm.kernels.cpu.workers import add_parts, large_sets, next_chunk, share, small_chunks, widest_activation
 from fastperm.kernels.reference.deep_set import LayerKernels, step_by_layers
 
 NO_POOL = -1
@@ -99,9 +99,9 @@ def deep_set_forward(
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool], orders)
     shape, present = np.array(widths), weights_or_empty(weights, x.dtype)
     packed = _packed(parameters, shape, orders)
-    chunks = small_chunks(offsets, max(widths[:-1]) + 2 * orders)
+    chunks = small_chunks(offsets, widest_activation(widths, orders))
     share(_forward, chunks, lane_tiles(x.dtype), x, offsets, present, parameters, packed, shape, *how, y)
-    for s in large_sets(offsets, max(widths[:-1]) + 2 * orders):
+    for s in large_sets(offsets, widest_activation(widths, orders)):
         own_x, _, own_weights, own_y = _alone(s, x, offsets, weights, y, pool)
         large_set_forward(own_x, own_weights, parameters, widths, aggregate, pool, orders, y=own_y)
 
@@ -123,13 +123,13 @@ def deep_set_step(
     how = (CODES[aggregate], NO_POOL if pool is None else CODES[pool], orders)
     shape, present = np.array(widths), weights_or_empty(weights, x.dtype)
     again = (_packed(parameters, shape, orders), _transposed(parameters, shape, orders))
-    chunks, losses = small_chunks(offsets, max(widths[:-1]) + 2 * orders), np.zeros(len(offsets) - 1)
+    chunks, losses = small_chunks(offsets, widest_activation(widths, orders)), np.zeros(len(offsets) - 1)
     parts = np.empty((len(chunks), parameters.size), x.dtype)
     inputs = (lane_tiles(x.dtype), x, offsets, present, targets, parameters, *again, shape, *how)
     share(_step, chunks, *inputs, parts, losses)
     add_parts(parts, gradients)
     loss = float(losses.sum()) / targets.size
-    for s in large_sets(offsets, max(widths[:-1]) + 2 * orders):
+    for s in large_sets(offsets, widest_activation(widths, orders)):
         own = _alone(s, x, offsets, weights, targets, pool)
         network = (parameters, widths, aggregate, pool, orders)
         loss += step_by_layers(*(KERNELS, *own, *network, targets.size), gradients=gradients)

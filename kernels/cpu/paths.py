@@ -22,7 +22,7 @@ def paths(
     orders=0,  # M of angular layers
 ):
     """Return a list of (name of the path, the sets that take it, why)."""
-    width = max(widths[:-1]) + 2 * orders
+    width = workers.widest_activation(widths, orders)
     large, least = workers.large_sets(offsets, width), workers.least_large(offsets, width)
     small = np.setdiff1d(np.arange(len(offsets) - 1), large)
     rule = (

@@ -61,6 +61,11 @@ def chunk_bounds(offsets):
     return sorted({0, *(np.searchsorted(offsets[1:], ends) + 1).tolist()})
 
 
+def widest_activation(widths, orders):
+    """Return how many numbers an element has in the widest activation, with its 2M harmonics, if there are any."""
+    return max(widths[:-1]) + 2 * orders
+
+
 def least_large(offsets, width):
     """Return how many elements make a set of this batch a large one; ``width`` is that of the widest activation."""
     return max(LARGE_ELEMENTS, -(-LARGE_NUMBERS // width), int(offsets[-1]) // LARGE_PART + 1)
