@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
+from functools import partial
 
 from fastperm.checks import check_integer
 from fastperm.threads import get_num_threads
@@ -143,12 +144,22 @@ def run_on(executor, function, jobs, report):
     # Not forked: the parent may have threads, and CUDA does not outlive a fork.
     context = multiprocessing.get_context("spawn")
     while waiting:
+        before = set(multiprocessing.active_children())
         with ProcessPoolExecutor(executor, context, _start_worker) as pool:
-            _submit(pool, function, waiting, executor, report)
+            _submit(pool, function, waiting, executor, report, partial(_end, before))
 
 
-def _submit(executor, function, waiting, at_once, report):
-    """Take jobs from the end of ``waiting`` until it is empty, or the executor broken."""
+def _end(others):
+    """End the processes that this one has started, but others: to leave their pool would be to wait for them."""
+    for child in set(multiprocessing.active_children()) - others:
+        child.terminate()
+
+
+def _submit(executor, function, waiting, at_once, report, end=lambda: None):
+    """Take jobs from the end of ``waiting`` until it is empty, or the executor broken.
+
+    After an interruption, ``end`` is called if what is running does not finish in time.
+    """
     running: dict = {}
     broken = False
     try:
@@ -171,8 +182,7 @@ def _submit(executor, function, waiting, at_once, report):
         for future in running:
             future.cancel()
         if wait(running, timeout=_GRACE).not_done:
-            for child in multiprocessing.active_children():
-                child.terminate()
+            end()
         raise
 
 

@@ -33,7 +33,18 @@ class PoolingSaved(NamedTuple):
     p: Any  # (S, K)
 
 
-class Equivariant:
+class _Aggregating:
+    """What layers own whose elements see their set."""
+
+    def __init__(self, parameters, gradients, kernels, aggregate, activation="relu"):
+        self.parameters = parameters
+        self.gradients = gradients
+        self.kernels = kernels
+        self.aggregate = aggregate
+        self.activation = activation
+
+
+class Equivariant(_Aggregating):
     """Equivariant layer: y_n = relu(x_n W_self + m_s W_pool + b), m_s the mean, sum or maximum of the set.
 
     Parameters
@@ -47,13 +58,6 @@ class Equivariant:
     activation : {"relu", "identity"}
         What follows the product.
     """
-
-    def __init__(self, parameters, gradients, kernels, aggregate, activation="relu"):
-        self.parameters = parameters
-        self.gradients = gradients
-        self.kernels = kernels
-        self.aggregate = aggregate
-        self.activation = activation
 
     def forward(self, x, sets):
         """Return y (T, K_out) and what `backward` needs, for x (T, K_in) on the offsets and weights of ``sets``."""
@@ -83,7 +87,7 @@ class Equivariant:
         return dx
 
 
-class Angular:
+class Angular(_Aggregating):
     """Angular layer: an equivariant layer whose elements see the harmonics of their set on the circle, too.
 
     Parameters
@@ -98,13 +102,6 @@ class Angular:
     activation : {"relu", "identity"}
         What follows.
     """
-
-    def __init__(self, parameters, gradients, kernels, aggregate, activation="relu"):
-        self.parameters = parameters
-        self.gradients = gradients
-        self.kernels = kernels
-        self.aggregate = aggregate
-        self.activation = activation
 
     def forward(self, x, sets, *, E):
         """Return y (T, K_out) and what `backward` needs, for x (T, K_in) at angles whose harmonics are E (T, 2M)."""

@@ -12,17 +12,13 @@ from fastperm.kernels.reference.deep_set import layer_shapes, split_angles
 from fastperm.layers import Angular, Dense, Equivariant, Pooling, PoolingSaved, initialise
 from fastperm.losses import as_targets
 from fastperm.parameters import Parameters
-from fastperm.scales import divided, divided_backward, root_mean_squares, stream_root_mean_square
 from fastperm.sets import Sets, as_sets
 from fastperm.streams import Stream
+from fastperm.symmetries import Symmetries
 
 AGGREGATES = ("mean", "sum", "max")
 INVARIANCES = ("rounding", "bitwise")
 PRECISIONS = ("float32", "tf32")
-SYMMETRIES = (None, "circle")
-SCALES = (None, "rms")
-# M of a network on the circle, where nothing is said.
-ORDERS = 8
 _logger = logging.getLogger("fastperm")
 
 
@@ -147,13 +143,8 @@ class DeepSet:
         self.aggregate = check_choice(aggregate, "aggregate", AGGREGATES)
         self.pool = check_choice(pool, "pool", (*AGGREGATES, None))
         self.invariance = check_choice(invariance, "invariance", INVARIANCES)
-        self.symmetry = check_choice(symmetry, "symmetry", SYMMETRIES)
-        self.orders = _check_orders(orders, self.symmetry, self.aggregate, self.in_features)
-        self.scale = check_choice(scale, "scale", SCALES)
-        if self.scale is not None and self.in_features < 2:
-            raise ValueError("scale='rms' needs positions and values: in_features must be at least 2, got 1")
-        if self.scale is not None and self.pool is None:
-            raise ValueError("scale='rms' adds 2 ln r to the prediction for a set: it needs pooling, got pool=None")
+        self._symmetries = Symmetries.checked(self.in_features, symmetry, orders, scale, self.aggregate, self.pool)
+        _, self.symmetry, self.orders, self.scale = self._symmetries
         self.dtype = check_dtype(dtype)
         self.backend = backends.resolve(backend, self.dtype)
         self.kernels = backends.get(self.backend)
@@ -163,7 +154,7 @@ class DeepSet:
                 f"precision={precision!r} is for the cuda backend, and this network is on {self.backend!r}"
             )
 
-        inputs = (self._features, *self.widths)
+        inputs = (self._symmetries.features, *self.widths)
         shapes = {
             f"layers.{i}.{name}": shape
             for i in range(self.depth)
@@ -286,23 +277,22 @@ class DeepSet:
         xp = self.kernels.xp
         c = xp.empty((self.depth * (1 + 2 * orders), max(widths)), self.dtype)
         y = xp.empty((1, self.out_features), self.dtype)
-        scales = None
-        if self.scale is not None:
-            scales = stream_root_mean_square((x[:, 1:], w) for x, w in stream.blocks())
+        symmetries = self._symmetries
+        scales = symmetries.stream_scales(stream.blocks())
 
         def blocks():
             for x, w in stream.blocks():
-                yield self._columns(x, scales, w), w
+                yield symmetries.columns(x, scales, w), w
 
         self.kernels.deep_set_stream_pool(
             *(blocks, parameters, widths, aggregate, pool, orders), c=c, y=None if pool is None else y
         )
         if pool is not None:
-            return self._shifted(on_host(y), scales)[0]
+            return symmetries.shifted(on_host(y), scales)[0]
 
         def answer(x):
             y = xp.empty((len(x), self.out_features), self.dtype)
-            self.kernels.deep_set_stream_rows(self._columns(x, scales), parameters, widths, c, orders, y=y)
+            self.kernels.deep_set_stream_rows(symmetries.columns(x, scales), parameters, widths, c, orders, y=y)
             return on_host(y)
 
         return stream.map(answer)
@@ -335,7 +325,7 @@ class DeepSet:
         if self.pool is None:
             y = self._as_given(y, order)
         saved = Saved(sets, order, tuple(kept), pooling, head, E, scales, self.in_features)
-        return beside(self._shifted(y, scales), given.values), saved
+        return beside(self._symmetries.shifted(y, scales), given.values), saved
 
     def loss_and_gradients(self, sets, targets):
         """Return the mean squared error, and make `gradients` those of this batch: one pass, nothing saved.
@@ -406,7 +396,7 @@ class DeepSet:
         for i in reversed(range(self.depth)):
             dx = self.layers[i].backward(dx, saved.layers[i], saved.sets, inputs=inputs or i > 0, **shared)
         if inputs and (self.symmetry is not None or self.scale is not None):
-            dx = self.kernels.xp.asarray(self._input_gradient(on_host(dx), dE, on_host(given), saved))
+            dx = self.kernels.xp.asarray(self._input_gradient(dx, dE, given, saved))
         return beside(self._as_given(dx, saved.order), given)
 
     def zero_gradients(self):
@@ -445,7 +435,7 @@ class DeepSet:
             sets, order, scales = self._prepared(given)
             y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
             self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y, **self._settings())
-            y = self._shifted(y, scales) if self.pool is not None else self._as_given(y, order)
+            y = self._symmetries.shifted(y, scales) if self.pool is not None else self._as_given(y, order)
             return beside(y, given.values)
         except MemoryError as error:
             self._check_halves(given, error)
@@ -457,7 +447,7 @@ class DeepSet:
         """Make `gradients` those of a batch, and return its loss."""
         try:
             sets, order, scales = self._prepared(given)
-            own = self._shifted(targets, scales, sign=-1)
+            own = self._symmetries.shifted(targets, scales, sign=-1)
             own = own if self.pool is not None or order is None else own[order]
             self.zero_gradients()
             batch = (*self._batch(sets), own)
@@ -490,7 +480,7 @@ class DeepSet:
             raise TypeError(f"saved must be what forward returned, got {type(saved).__name__}")
         own = (
             self.in_features,
-            self._features,
+            self._symmetries.features,
             *self.widths,
             self.pool,
             self.dtype.name,
@@ -506,54 +496,20 @@ class DeepSet:
                 f"{'with' if saved.pooling else 'without'} pooling; this one is {self!r}"
             )
 
-    @property
-    def _features(self):
-        """Number of features that the first layer sees."""
-        return self.in_features - (self.symmetry == "circle")
-
     def _prepared(self, sets):
         """Return the sets as the kernels should see them, the order of their rows, and their scales or None."""
         sets, order = self._ordered(sets)
-        if self.scale is None and not self._ignores_angles:
-            return sets, order, None
-        values, scales = on_host(sets.values), None
-        offsets, weights = on_host(sets.offsets), on_host(sets.weights)
-        if self.scale is not None:
-            scales = root_mean_squares(values[:, 1:], offsets, weights)
-        rows = None if scales is None else np.repeat(scales, np.diff(offsets))[:, None]
-        values = self.kernels.xp.asarray(self._columns(values, rows, weights))
-        return Sets._trusted(values, sets.offsets, sets.weights), order, scales
-
-    @property
-    def _ignores_angles(self):
-        return self.symmetry == "circle" and self.orders == 0
-
-    def _columns(self, x, scales, weights=None):
-        """Return what the kernels see of rows x: no angle where it is ignored, values divided by scales, if any."""
-        if scales is not None:
-            x = np.concatenate([x[:, :1], divided(x[:, 1:], scales, weights)], axis=1)
-        return np.ascontiguousarray(x[:, 1:]) if self._ignores_angles else x
-
-    def _shifted(self, y, scales, sign=1):
-        """Return predictions or targets (S, K_fin) with 2 ln r added, r being the scales, if any."""
-        if scales is None:
-            return y
-        shift = module_of(y).asarray(sign * 2 * np.log(scales)[:, None])
-        return (y + shift).astype(self.dtype)
+        sets, scales = self._symmetries.seen(sets, self.kernels)
+        return sets, order, scales
 
     def _input_gradient(self, dx, dE, dy, saved):
         """Return the gradient of the values of the sets, (T, in_features), from that of what the first layer saw."""
-        if self.symmetry == "circle":
-            dangles = np.zeros(len(dx), self.dtype)
-            if dE is not None:
-                dangles = self.kernels.xp.empty(len(dx), self.dtype)
-                self.kernels.angular_basis_backward(dE, saved.E, dangles=dangles)
-            dx = np.concatenate([on_host(dangles)[:, None], dx], axis=1)
-        if saved.scales is not None:
-            weights, u = on_host(saved.sets.weights), on_host(saved.sets.values)[:, 1 - self.in_features :]
-            own = (saved.scales, 2 * dy.sum(axis=1, dtype=np.float64), on_host(saved.sets.offsets), weights)
-            dx[:, 1:] = divided_backward(dx[:, 1:], u, *own)
-        return dx
+        dangles = None
+        if dE is not None:
+            dangles = self.kernels.xp.empty(len(dx), self.dtype)
+            self.kernels.angular_basis_backward(dE, saved.E, dangles=dangles)
+        arrays = map(on_host, (dx, dangles, dy, saved.sets.values))
+        return self._symmetries.input_gradient(*arrays, saved.sets, saved.scales)
 
     def _ordered(self, sets):
         """Return the sets as the kernels should see them, and the order of their rows (None for as they are).
@@ -587,7 +543,7 @@ class DeepSet:
 
     def _whole(self):
         """Return the network as the kernels of whole networks take it."""
-        widths = (self._features, *self.widths, self.out_features)
+        widths = (self._symmetries.features, *self.widths, self.out_features)
         return self.parameters.flat, widths, self.aggregate, self.pool, self.orders
 
     def _settings(self):
@@ -615,25 +571,6 @@ def _rebuild(config, backend, parameters, precision="float32"):
     net = DeepSet(**config, backend=backend, precision=precision, seed=0)
     net.parameters.update(parameters)
     return net
-
-
-def _check_orders(orders, symmetry, aggregate, in_features):
-    """Return M."""
-    if symmetry is None:
-        if orders not in (None, 0):
-            raise ValueError(f"orders are those of angular filters: they need symmetry='circle', got orders={orders!r}")
-        return 0
-    if in_features < 2:
-        raise ValueError(
-            "symmetry='circle' needs an angle and at least one feature beside it: in_features must be at least 2, got "
-            f"{in_features}; a column of ones will do as a feature"
-        )
-    orders = ORDERS if orders is None else check_integer(orders, "orders", minimum=0)
-    if orders and aggregate == "max":
-        raise ValueError(
-            "a maximum has no harmonics: symmetry='circle' needs aggregate='mean' or 'sum', or orders=0; got 'max'"
-        )
-    return orders
 
 
 def _halves(sets):

@@ -22,7 +22,10 @@ from fastperm.runs import Run, task_backend, versions
 FIGURES = (1, 2, 3, 4, 5)
 
 #: The networks that are compared, by name: what is set for each.
-NETWORKS: dict[str, dict] = {"plain": {}, "circle": {"symmetry": "circle", "orders": 8, "scale": "rms"}}
+NETWORKS: dict[str, dict] = {"plain": {}, "circle": {"symmetry": "circle", "scale": "rms"}}
+
+# Orders of an angular layer for each frequency asked about: it has to tell those frequencies from the next ones.
+_ORDERS = 2
 
 # Figs. 2 and 3 show the same networks.
 _CELLS_OF = {2: "figure-2", 3: "figure-2", 4: "figure-4", 5: "figure-5"}
@@ -41,6 +44,20 @@ _K_MAX_4, _SIZES = (4, 64), tuple(2**n for n in range(3, 14))
 
 # Fig. 5: highest frequency in training, and in testing; functions whose estimates are drawn.
 _K_MAX_5, _K_MAX_TESTED, _DRAWN = 64, (8, 64, 512), 128
+
+
+class NothingFinishedError(ValueError):
+    """No cell of a figure could be finished.
+
+    Attributes
+    ----------
+    failures : dict of str to Exception
+        What failed, by the name of the cell.
+    """
+
+    def __init__(self, message, failures):
+        super().__init__(message)
+        self.failures = failures
 
 
 class Scale(NamedTuple):
@@ -74,13 +91,13 @@ class Scale(NamedTuple):
 
 
 def _training(steps, batch, learning_rate):
-    return {"steps": steps, "batch": batch, "learning_rate": learning_rate}
+    return {"steps": steps, "batch": batch, "learning_rate": learning_rate, "schedule": "cosine"}
 
 
 #: Minutes on 2 cores; hours; a GPU.
 SCALES = {
     "small": Scale(
-        *(2, (8, 16, 32, 64), (1, 2, 3, 4), 64, 4), _training(2000, 32, 2e-3), _training(4000, 32, 2e-3), 1024, 128
+        *(5, (8, 16, 32, 64), (1, 2, 3, 4), 64, 4), _training(2000, 32, 2e-3), _training(4000, 32, 2e-3), 1024, 128
     ),
     "laptop": Scale(
         *(5, (16, 32, 64, 128), (1, 2, 3, 4), 128, 4),
@@ -111,18 +128,21 @@ def cells(number, scale, network):
         As `sweeps.run` takes them; Figs. 2 and 3 share theirs.
     sweeps.Tests
     """
-    common = {"set_size": _SAMPLES, **NETWORKS[network], "seed": list(range(scale.networks))}
+    k_fin = 8 if number == 5 else 4
+    common = {"k_fin": k_fin, "set_size": _SAMPLES, **NETWORKS[network], "seed": list(range(scale.networks))}
+    if common.get("symmetry") == "circle":
+        common["orders"] = _ORDERS * k_fin
     tests = sweeps.Tests(scale.test_sets, _TEST_SEED)
     one = {"width": scale.width, "depth": scale.depth}
     if number == 1:
         return [], tests
     if number in (2, 3):
         sizes = {"width": list(scale.widths), "depth": list(scale.depths)}
-        return sweeps.product({"k_max": 4, "k_fin": 4, **common, **sizes, **scale.training}), tests
+        return sweeps.product({"k_max": 4, **common, **sizes, **scale.training}), tests
     if number == 4:
-        grid = {"k_max": list(_K_MAX_4), "k_fin": 4, **common, **one, **scale.longer}
+        grid = {"k_max": list(_K_MAX_4), **common, **one, **scale.longer}
         return sweeps.product(grid), tests._replace(set_size=_SIZES)
-    grid = {"k_max": _K_MAX_5, "k_fin": 8, **common, **one, **scale.longer}
+    grid = {"k_max": _K_MAX_5, **common, **one, **scale.longer}
     return sweeps.product(grid), tests._replace(k_max=_K_MAX_TESTED)
 
 
@@ -152,7 +172,9 @@ def run(number, scale, out, *, networks=None, progress=True, **where):
     Raises
     ------
     ValueError
-        If there is no such figure, scale or network, or no cell at all could be finished.
+        If there is no such figure, scale or network, or no network at all.
+    NothingFinishedError
+        If no cell at all could be finished, so that there is nothing to write.
     """
     if number not in FIGURES:
         raise ValueError(f"number must be one of {', '.join(map(str, FIGURES))}, got {number!r}")
@@ -166,6 +188,8 @@ def run(number, scale, out, *, networks=None, progress=True, **where):
         header[0] = "command: fastperm figures 1"
         _write(out / "figure-1.csv", header, _sample_rows(), versions())
         return {}
+    if not networks:
+        raise ValueError(f"figure {number} needs networks, some of {', '.join(NETWORKS)}; got none")
     points: list[dict] = []
     found: list[dict] = []
     labels: list[str] = []
@@ -181,8 +205,8 @@ def run(number, scale, out, *, networks=None, progress=True, **where):
             cell = outcome.cells[0]
             points += _estimates(name, cell, folder / _CELLS_OF[number] / cell["name"], where.get("backend", "auto"))
     if not found:
-        why = next(iter(failures.values()), "no networks were asked for")
-        raise ValueError(f"no cell of figure {number} could be finished: {why}")
+        why = next(iter(failures.values()))
+        raise NothingFinishedError(f"no cell of figure {number} could be finished: {why}", failures)
     rows = [{"network": name, **row} for name, row in zip(labels, sweeps.table(found), strict=True)]
     for row in rows:
         row |= _optimum(row, size, folder, progress)

@@ -141,7 +141,8 @@ def run(
         `fastperm.executors.opened`); or an executor of your own, of processes that can import fastperm.
     workers, threads : int or None, default None
         Processes, and threads of each; what is left out follows from the cores (see
-        `fastperm.executors.share_cores`). Threads are 1 with another executor, whose cores are not known here.
+        `fastperm.executors.share_cores`). Threads are 1 with "mpi", "dask:ADDRESS" and an executor of your own, whose
+        cores are not known here.
     backend : {"auto", "reference", "cpu", "cuda"}, default "auto"
         Kernels for the networks. A sweep may go on with others, but not to the same bits.
     every : int, default 100
@@ -215,9 +216,10 @@ def _compute(jobs, n, executor, workers, threads, report):
             except Exception as error:
                 result = error
             report(job, result)
-    elif executor == "processes":
+    elif executor in ("processes", "dask"):  # on the cores of this machine
         workers, threads = executors.share_cores(n, workers, threads)
-        executors.run_on(workers, run_cell, jobs(threads), report)
+        with executors.opened(executor, workers) if executor == "dask" else contextlib.nullcontext(workers) as opened:
+            executors.run_on(opened, run_cell, jobs(threads), report)
     elif isinstance(executor, str):
         with executors.opened(executor, workers) as opened:
             executors.run_on(opened, run_cell, jobs(threads or 1), report)
@@ -252,6 +254,8 @@ def complete(given, tests):
         settings = {**SETTINGS, **given}
         if "depth" not in given and isinstance(settings["width"], list | tuple):
             settings["depth"] = len(settings["width"])
+        if settings["pool"] is None:
+            raise ValueError("a spectrum is that of a whole set: pool must be 'mean', 'sum' or 'max', got None")
         network = _of(_NETWORK, settings)
         task = _task(settings)
         settings |= task.config() | _network_config(json.dumps([task.in_features, task.out_features, network]))

@@ -57,10 +57,9 @@ def limited_threads(threads):
 
     from fastperm.kernels.cpu import workers
 
-    before = workers._num_threads  # None where nobody has set a number
-    set_num_threads(threads)
+    before = workers.set_num_threads(check_integer(threads, "threads", minimum=1))
     try:
         with threadpool_limits(threads):
             yield
     finally:
-        set_num_threads(before)
+        workers.set_num_threads(before)

@@ -18,8 +18,9 @@ from fastperm import backend, estimation
 from fastperm.baselines import ESTIMATORS
 from fastperm.cli import main, options
 from fastperm.cli.tables import column, table
-from fastperm.network import AGGREGATES, INVARIANCES, SCALES, SYMMETRIES
+from fastperm.network import AGGREGATES, INVARIANCES
 from fastperm.power_spectrum import _AMPLITUDES
+from fastperm.symmetries import SCALES, SYMMETRIES
 from fastperm.training import SCHEDULES
 
 SMALL = (

@@ -170,3 +170,15 @@ def test_a_figure_without_a_finished_cell_says_why(tmp_path, monkeypatch):
     monkeypatch.setitem(paper.SCALES, "small", TINY._replace(training=training))
     with pytest.raises(ValueError, match=r"no cell of figure 2 could be finished: .* is not finite after step 2"):
         paper.run(2, "small", tmp_path, networks=["plain"], **WHERE)
+
+
+def test_the_command_goes_on_with_the_other_figures(tmp_path, monkeypatch):
+    longer = {"steps": 2, "batch": 2, "learning_rate": 1e30}
+    tiny = TINY._replace(networks=1, widths=(3,), depths=(1,), longer=longer)
+    monkeypatch.setitem(paper.SCALES, "small", tiny)
+    arguments = ("--out", tmp_path, "--networks", "plain", "--backend", "reference", "--workers", 1)
+    result = run("5", "2", *arguments, code=1)
+    assert "no cell of figure 5 could be finished" in result.stderr
+    assert "1 cell failed: k_max=64,k_fin=8" in result.stderr
+    assert (tmp_path / "figure-2.png").exists()
+    assert "figure 5 needs networks" in run("5", "--out", tmp_path, "--networks", "none", code=1).stderr

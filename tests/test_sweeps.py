@@ -300,6 +300,8 @@ def test_ranges_and_layers_in_a_grid(tmp_path):
         (("seed=4..2",), "expected FIRST..LAST with FIRST <= LAST, got '4..2'", 2),
         ((), "expected settings such as", 2),
         (("width=wide",), "cell width=wide,seed=0: width must be an integer", 1),
+        (("width=3", "pool=mean,none"), "cell width=3,pool=None,seed=0: a spectrum is that of a whole set: pool", 1),
+        (("width=3", "--executor", "dask", "--workers", 2, "--threads", 999), "workers times threads of at most", 1),
         (("width=3", "--executor", "threads"), "executor must be 'processes', 'mpi', 'dask' or 'dask:ADDRESS'", 1),
     ],
 )

@@ -42,8 +42,13 @@ def figures(ctx, numbers, scale, out, networks, draw_only, **where):
     failures: dict = {}
     for number in map(int, dict.fromkeys(numbers or FIGURES)):
         if not draw_only:
-            with to_be_continued():
-                failures |= paper.run(number, scale, out, networks=networks, **where)
+            try:
+                with to_be_continued():
+                    failures |= paper.run(number, scale, out, networks=networks, **where)
+            except paper.NothingFinishedError as error:
+                failures |= error.failures
+                click.echo(error, err=True)
+                continue
         if pictures.available():
             click.echo(f"Drew {paper_figures.draw(number, out)}")
         elif draw_only:

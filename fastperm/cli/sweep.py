@@ -33,7 +33,7 @@ def executor_options(function):
             "--threads",
             type=_positive,
             metavar="N",
-            help="Threads of each process.  [default: the cores, shared out; 1 with mpi and dask]",
+            help="Threads of each process.  [default: the cores, shared out; 1 with mpi and dask:ADDRESS]",
         ),
         click.option("--every", type=_positive, metavar="N", default=100, help="Steps between checkpoints."),
         progress_option,

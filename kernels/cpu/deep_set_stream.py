@@ -50,8 +50,7 @@ def deep_set_stream_rows(
     *,
     y,  # (R, K_fin), the predictions for these rows
 ):
-    angles, h = _split(x, orders)
-    _answer_rows(angles, h, 0, parameters, widths, c, orders, y)
+    _answer_rows(x, x, 0, parameters, widths, c, orders, y)
 
 
 def large_set_forward(
@@ -66,7 +65,7 @@ def large_set_forward(
     y,  # (1, K_fin), or (n, K_fin) without pooling
 ):
     """Predict for one set that is in memory, with the bits of a stream whether or not activations are kept."""
-    kept = _Kept(x, widths, orders)
+    kept = _Kept(x, widths)
     fits = kept.size * x.itemsize <= KEPT_BYTES
     pool_rows = kept.pool_rows if fits else _pool_rows
     c = np.empty(((len(widths) - 2) * (1 + 2 * orders), max(widths)), x.dtype)
@@ -74,16 +73,15 @@ def large_set_forward(
     network = (parameters, widths, aggregate, pool, orders)
     pool_stream(kernels, lambda: [(x, weights)], *network, c=c, y=None if pool is None else y)
     if pool is None:
-        angles, h = (kept.angles, kept.h) if fits else _split(x, orders)
-        _answer_rows(angles, h, kept.layer if fits else 0, parameters, widths, c, orders, y)
+        h, layer = (kept.h, kept.layer) if fits else (x, 0)
+        _answer_rows(x, h, layer, parameters, widths, c, orders, y)
 
 
 class _Kept:
     """Two places that take turns to hold the activations of the whole set."""
 
-    def __init__(self, x, widths, orders):
-        self.angles, self.h = _split(x, orders)
-        self.layer = 0  # of h
+    def __init__(self, x, widths):
+        self.h, self.layer = x, 0
         self.size = 2 * len(x) * max(widths[1:-1])
         self.places = None
 
@@ -94,7 +92,7 @@ class _Kept:
         i, below, layer = len(c) // (1 + 2 * orders), self.h, self.layer
         if i > layer:
             self.h, self.layer = self.places[i % 2, : len(x) * widths[i]].reshape(len(x), widths[i]), i
-        return _pool(self.angles, below, layer, weights, parameters, widths, c, how, orders, self.h, totals)
+        return _pool(x, below, layer, weights, parameters, widths, c, how, orders, self.h, totals)
 
 
 def _pool_rows(x, weights, parameters, widths, c, how, orders, *, totals):
@@ -102,23 +100,17 @@ def _pool_rows(x, weights, parameters, widths, c, how, orders, *, totals):
 
     With 1 + 2M rows, totals get the harmonics of h_i, too.
     """
-    angles, h = _split(x, orders)
-    return _pool(angles, h, 0, weights, parameters, widths, c, how, orders, h[:0], totals)
+    return _pool(x, x, 0, weights, parameters, widths, c, how, orders, x[:0], totals)
 
 
 KERNELS = StreamKernels(_pool_rows, dense_forward, angular_filter)
 
 
-def _split(x, orders):
-    """Return angles (R,), or none, and features of the rows."""
-    return (np.ascontiguousarray(x[:, 0]), np.ascontiguousarray(x[:, 1:])) if orders else (x[:0, 0].copy(), x)
-
-
-def _pool(angles, h, layer, weights, parameters, widths, c, how, orders, keep, totals):
-    """Do what `_pool_rows` does from h_layer on; ``keep`` gets h_i, unless it has no rows."""
+def _pool(x, h, layer, weights, parameters, widths, c, how, orders, keep, totals):
+    """Do what `_pool_rows` does from h_layer on, which is x for layer 0; ``keep`` gets h_i, unless it has no rows."""
     weights = weights_or_empty(weights, h.dtype)
     layers = _layers_as_arrays(layer, parameters, widths, c, orders)
-    inputs = (tiles(h.dtype), angles, h, weights, *layers, MAX if how == "max" else SUM, keep)
+    inputs = (tiles(h.dtype), x, h, layer, weights, *layers, MAX if how == "max" else SUM, keep)
     add = np.maximum if how == "max" else np.add
     count = -(-len(h) // STREAM_ROWS)
     total = 0.0
@@ -132,9 +124,9 @@ def _pool(angles, h, layer, weights, parameters, widths, c, how, orders, keep, t
     return total
 
 
-def _answer_rows(angles, h, layer, parameters, widths, c, orders, y):
-    """Write the predictions y (R, K_fin) for rows h_layer."""
-    inputs = (tiles(h.dtype), angles, h, *_layers_as_arrays(layer, parameters, widths, c, orders))
+def _answer_rows(x, h, layer, parameters, widths, c, orders, y):
+    """Write the predictions y (R, K_fin) for rows h_layer, which are x for layer 0."""
+    inputs = (tiles(h.dtype), x, h, layer, *_layers_as_arrays(layer, parameters, widths, c, orders))
     head = split_parameters(parameters, widths, orders)[1]
     count = -(-len(h) // STREAM_ROWS)
     run([task(_head_blocks, *ends, *inputs, *head, y) for ends in _shares(0, count)])
@@ -162,6 +154,25 @@ def _layers_as_arrays(first, parameters, widths, c, orders):
     stacks = np.concatenate(matrices or [parameters[:0]])
     starts = np.ascontiguousarray(c[first:, 0])
     return stacks, np.array(widths[first : len(c) + 1]), starts, 2 * orders, rows
+
+
+@jit
+def _inputs(x, h, layer, start, stop, E, angles, features):
+    """Return these rows of h, which is x for layer 0, without its angles; E (n, 2M) gets their harmonics.
+
+    The last two are buffers, because a copy of x would grow with the set.
+    """
+    if E.shape[1] == 0:
+        return h[start:stop]
+    for i in range(stop - start):
+        angles[i] = x[start + i, 0]
+    basis_rows(0, stop - start, angles[: stop - start], E)
+    if layer > 0:
+        return h[start:stop]
+    for i in range(stop - start):
+        for k in range(features.shape[1]):
+            features[i, k] = x[start + i, 1 + k]
+    return features[: stop - start]
 
 
 @jit
@@ -193,12 +204,12 @@ def _hidden(tiles, x, E, matrices, widths, c, buffers, beside, keep, w, totals):
 
 @jit
 def _pool_blocks(
-    first_block, last_block, round_start, tiles, angles, x, weights, matrices, widths, c, H, rows, how, keep, parts,
+    first_block, last_block, round_start, tiles, x, h, layer, weights, matrices, widths, c, H, rows, how, keep, parts,
     part_weights,
 ):  # fmt: skip
     K = widths[-1]
     buffers, beside = np.empty((2, rows * widths.max()), x.dtype), np.empty(rows * (widths.max() + H), x.dtype)
-    E = np.empty((rows, H), x.dtype)
+    E, angles, features = np.empty((rows, H), x.dtype), np.empty(rows, x.dtype), np.empty((rows, widths[0]), x.dtype)
     one = np.ones(1, x.dtype)
     part = np.empty(K)
     for block in range(first_block, last_block):
@@ -212,32 +223,30 @@ def _pool_blocks(
             part[:] = 0
             own = keep if len(keep) == 0 else keep[start:stop]
             own_E = E[: stop - start]
-            if H > 0:
-                basis_rows(0, stop - start, angles[start:stop], own_E)
-            h = _hidden(
-                tiles, x[start:stop], own_E, matrices, widths, c, buffers, beside, own, one if w.size == 0 else w, part
+            below = _inputs(x, h, layer, start, stop, own_E, angles, features)
+            top = _hidden(
+                tiles, below, own_E, matrices, widths, c, buffers, beside, own, one if w.size == 0 else w, part
             )
             if how == MAX or widths.size == 1:
-                pool_set(h, w, 0, stop - start, how, part)
+                pool_set(top, w, 0, stop - start, how, part)
             for k in range(K):
                 # Not a comparison alone: a NaN must reach the output.
                 greater = part[k] > parts[place, 0, k] or np.isnan(part[k])
                 added = parts[place, 0, k] + part[k]
                 parts[place, 0, k] = added if how == SUM else part[k] if greater else parts[place, 0, k]
             if parts.shape[1] > 1:
-                add_harmonics(0, stop - start, tiles, h, own_E, w, parts[place, 1:])
+                add_harmonics(0, stop - start, tiles, top, own_E, w, parts[place, 1:])
 
 
 @jit
-def _head_blocks(first_block, last_block, tiles, angles, x, matrices, widths, c, H, rows, W, b, y):
+def _head_blocks(first_block, last_block, tiles, x, h, layer, matrices, widths, c, H, rows, W, b, y):
     buffers, beside = np.empty((2, rows * widths.max()), x.dtype), np.empty(rows * (widths.max() + H), x.dtype)
     one, nowhere = np.ones(1, x.dtype), np.empty(max(widths.max(), b.size))
-    E = np.empty((rows, H), x.dtype)
+    E, angles, features = np.empty((rows, H), x.dtype), np.empty(rows, x.dtype), np.empty((rows, widths[0]), x.dtype)
     end = min(last_block * STREAM_ROWS, len(x))
     for start in range(first_block * STREAM_ROWS, end, rows):
         stop = min(start + rows, end)
         own_E = E[: stop - start]
-        if H > 0:
-            basis_rows(0, stop - start, angles[start:stop], own_E)
-        h = _hidden(tiles, x[start:stop], own_E, matrices, widths, c, buffers, beside, x[:0], one, nowhere)
-        product(tiles, h, W, b, one, y[start:stop], x.dtype.type(-np.inf), nowhere, one)
+        below = _inputs(x, h, layer, start, stop, own_E, angles, features)
+        top = _hidden(tiles, below, own_E, matrices, widths, c, buffers, beside, x[:0], one, nowhere)
+        product(tiles, top, W, b, one, y[start:stop], x.dtype.type(-np.inf), nowhere, one)

@@ -50,9 +50,10 @@ def get_num_threads():
 
 
 def set_num_threads(threads):
-    """Use this many threads from now on; None goes back to the default."""
+    """Use this many threads from now on, None for the default, and return what had been set before."""
     global _num_threads
-    _num_threads = threads
+    before, _num_threads = _num_threads, threads
+    return before
 
 
 def chunk_bounds(offsets):

@@ -1,0 +1,132 @@
+"""Symmetries of a function on the circle that a network has built in: what it sees of the sets, and what it answers."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastperm.checks import check_choice, check_integer
+from fastperm.kernels.arrays import module_of, on_host
+from fastperm.scales import divided, divided_backward, root_mean_squares, stream_root_mean_square
+from fastperm.sets import Sets
+
+SYMMETRIES = (None, "circle")
+SCALES = (None, "rms")
+# M of a network on the circle, where nothing is said.
+ORDERS = 8
+
+
+class Symmetries(NamedTuple):
+    """The settings of `DeepSet` of the same names, and what they do to input, output and their gradients.
+
+    Attributes
+    ----------
+    in_features : int
+        Columns of the sets as they come.
+    symmetry : {None, "circle"}
+        "circle": the first column is an angle.
+    orders : int
+        M; without, angles are left out.
+    scale : {None, "rms"}
+        "rms": values are divided by their root mean square r, and 2 ln r is added to the predictions.
+    """
+
+    in_features: int
+    symmetry: str | None
+    orders: int
+    scale: str | None
+
+    @classmethod
+    def checked(cls, in_features, symmetry, orders, scale, aggregate, pool):
+        """Return them as they were asked for, or say what does not go together."""
+        check_choice(symmetry, "symmetry", SYMMETRIES)
+        orders = _check_orders(orders, symmetry, aggregate, in_features)
+        check_choice(scale, "scale", SCALES)
+        if scale is not None and in_features < 2:
+            raise ValueError("scale='rms' needs positions and values: in_features must be at least 2, got 1")
+        if scale is not None and pool is None:
+            raise ValueError("scale='rms' adds 2 ln r to the prediction for a set: it needs pooling, got pool=None")
+        return cls(in_features, symmetry, orders, scale)
+
+    @property
+    def features(self):
+        """Number of features that the first layer sees."""
+        return self.in_features - (self.symmetry == "circle")
+
+    @property
+    def _ignores_angles(self):
+        return self.symmetry == "circle" and self.orders == 0
+
+    def seen(self, sets, kernels):
+        """Return the sets as the kernels should see them, and their scales (S,) or None."""
+        if self.scale is None and not self._ignores_angles:
+            return sets, None
+        values, scales = on_host(sets.values), None
+        offsets, weights = on_host(sets.offsets), on_host(sets.weights)
+        if self.scale is not None:
+            scales = root_mean_squares(values[:, 1:], offsets, weights)
+        rows = None if scales is None else np.repeat(scales, np.diff(offsets))[:, None]
+        values = kernels.xp.asarray(self.columns(values, rows, weights))
+        return Sets._trusted(values, sets.offsets, sets.weights), scales
+
+    def stream_scales(self, blocks):
+        """Return the scale (1,) of one set that comes in blocks (x (R, in_features), weights (R,) or None), or None."""
+        if self.scale is None:
+            return None
+        return stream_root_mean_square((x[:, 1:], weights) for x, weights in blocks)
+
+    def columns(self, x, scales, weights=None):
+        """Return what the kernels see of rows x: no angle where it is ignored, values divided by scales, if any."""
+        if scales is not None:
+            x = np.concatenate([x[:, :1], divided(x[:, 1:], scales, weights)], axis=1)
+        return np.ascontiguousarray(x[:, 1:]) if self._ignores_angles else x
+
+    def shifted(self, y, scales, sign=1):
+        """Return predictions or targets (S, K_fin) with 2 ln r added, r being the scales, if any."""
+        if scales is None:
+            return y
+        shift = module_of(y).asarray(sign * 2 * np.log(scales)[:, None])
+        return (y + shift).astype(y.dtype)
+
+    def input_gradient(self, dx, dangles, dy, u, sets, scales):
+        """Return the gradient of the values of the sets, (T, in_features), from that of what the kernels saw.
+
+        Parameters
+        ----------
+        dx : ndarray of shape (T, features)
+            Gradient of the features that the first layer saw.
+        dangles : ndarray of shape (T,) or None
+            That of the angles; None where nothing depends on them.
+        dy : ndarray of shape (S, K_fin)
+            That of the predictions.
+        u : ndarray of shape (T, K)
+            The values as the kernels saw them, angles apart or not.
+        sets : Sets
+            Their offsets and weights.
+        scales : ndarray of shape (S,) or None
+        """
+        if self.symmetry == "circle":
+            dangles = np.zeros(len(dx), dx.dtype) if dangles is None else dangles
+            dx = np.concatenate([dangles[:, None], dx], axis=1)
+        if scales is not None:
+            own = (scales, 2 * dy.sum(axis=1, dtype=np.float64), on_host(sets.offsets), on_host(sets.weights))
+            dx[:, 1:] = divided_backward(dx[:, 1:], u[:, 1 - self.in_features :], *own)
+        return dx
+
+
+def _check_orders(orders, symmetry, aggregate, in_features):
+    """Return M."""
+    if symmetry is None:
+        if orders not in (None, 0):
+            raise ValueError(f"orders are those of angular filters: they need symmetry='circle', got orders={orders!r}")
+        return 0
+    if in_features < 2:
+        raise ValueError(
+            "symmetry='circle' needs an angle and at least one feature beside it: in_features must be at least 2, got "
+            f"{in_features}; a column of ones will do as a feature"
+        )
+    orders = ORDERS if orders is None else check_integer(orders, "orders", minimum=0)
+    if orders and aggregate == "max":
+        raise ValueError(
+            "a maximum has no harmonics: symmetry='circle' needs aggregate='mean' or 'sum', or orders=0; got 'max'"
+        )
+    return orders
