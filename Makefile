@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 TRIAL := runs/bench
+TESTED := check test cuda-check executors rivals
 WHEEL_TESTS := test_backend.py test_cli.py test_figures.py test_gpu.py test_network.py test_optimum.py test_training.py
 
-.PHONY: help demo test check cuda-check gpu wheel-test executors-test rivals-test bench bench-trial clean
+.PHONY: help packages demo test host-test simulator-test check cuda-check gpu wheel-test executors-test rivals-test bench bench-trial clean
 
 help:
 	@echo "make demo         train a small network on the power-spectrum task; see $(RUN)/"
@@ -27,14 +28,22 @@ $(VENV)/.made-%: pyproject.toml setup.cfg
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 
+# All packages that the tests need. The other targets may run side by side (-j) after this one, which may not.
+packages: $(TESTED:%=$(VENV)/.made-%)
+
 demo: $(VENV)/.made-plot
 	rm -rf $(RUN)
 	$(BIN)/fastperm train --out $(RUN) --width 64 --depth 4 --batch 32 --learning-rate 2e-3 \
 	    --steps 8000 --every 1000 --validate 1024 --seed 0
 	$(BIN)/fastperm predict $(RUN) examples/samples.csv --out $(RUN)/samples-spectrum
 
-test: $(VENV)/.made-test
+# Two halves of about the same length; `make -j2 test` runs them side by side.
+test: host-test simulator-test
+
+host-test: $(VENV)/.made-test
 	$(BIN)/python -m pytest
+
+simulator-test: $(VENV)/.made-test
 	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m cuda tests/test_cuda_kernels.py tests/test_cuda_arrays.py
 
 check: $(VENV)/.made-check
@@ -69,6 +78,7 @@ bench: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python bench/machine_rates.py
 	$(BIN)/python bench/compare.py
 	$(BIN)/python bench/active_units.py
+	$(BIN)/python bench/angular_layer.py
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/memory_growth.py
 	$(BIN)/python bench/estimators.py
@@ -80,6 +90,7 @@ bench-trial: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python bench/machine_rates.py --quick --out $(TRIAL)/machine_rates.json
 	$(BIN)/python bench/compare.py --quick --out $(TRIAL)/networks.json
 	$(BIN)/python bench/active_units.py --quick --out $(TRIAL)/active_units.json
+	$(BIN)/python bench/angular_layer.py --quick --out $(TRIAL)/angular_layer.json
 	$(BIN)/python bench/scaling.py --quick --out $(TRIAL)/scaling.json
 	$(BIN)/python bench/memory_growth.py --quick --out $(TRIAL)/memory.json
 	$(BIN)/python bench/estimators.py --quick --out $(TRIAL)/optimum.json

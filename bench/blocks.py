@@ -122,6 +122,34 @@ def angular(results):
     return _beside_ours(results["networks"], CIRCLE, "plain", f'symmetry="circle", orders={ORDERS}')
 
 
+def angular_layer(results):
+    """Return the times of an angular layer by itself beside those of an equivariant one."""
+    found = results["angular_layer"]
+    case = found["case"]
+    ways = ("forward", "backward")
+    header = ("width", *(cell for way in ways for cell in (f"{way}: equivariant", "angular", "ratio")), "both: ratio")
+    rows = [
+        [
+            str(row["width"]),
+            *(
+                cell
+                for way in ways
+                for cell in (
+                    *(_time({"seconds": row[kind][way]}) for kind in ("equivariant", "angular")),
+                    _ratio(row["ratio"][way]),
+                )
+            ),
+            _ratio(row["ratio"]["both"]),
+        ]
+        for row in found["widths"]
+    ]
+    footnote = (
+        f"One layer with orders={found['orders']}, {case['batch']} sets of {case['set_size']} elements; medians "
+        f"(quartiles) of {found['method']['rounds']} rounds. {_machine(found)}."
+    )
+    return f"{_table(header, rows)}\n\n{_closed(footnote, found)}"
+
+
 def _beside_ours(found, other, *names):
     """Return the table of another contender beside ours, on the headline network."""
     case = _headline(found)
@@ -511,7 +539,19 @@ def _significant(value):
 BLOCKS = {
     block.__name__: block
     for block in (
-        *(train_step, networks, roofline, steps, predictions, bitwise, angular, growth, memory, active_units),
+        *(
+            train_step,
+            networks,
+            roofline,
+            steps,
+            predictions,
+            bitwise,
+            angular,
+            angular_layer,
+            growth,
+            memory,
+            active_units,
+        ),
         *(optimum, baselines, assumed_k_max, training, gpu),
     )
 }

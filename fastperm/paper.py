@@ -94,7 +94,7 @@ def _training(steps, batch, learning_rate):
     return {"steps": steps, "batch": batch, "learning_rate": learning_rate, "schedule": "cosine"}
 
 
-#: Minutes on 2 cores; hours; a GPU.
+#: Less than an hour on 2 cores; hours; a GPU.
 SCALES = {
     "small": Scale(
         *(5, (8, 16, 32, 64), (1, 2, 3, 4), 64, 4), _training(2000, 32, 2e-3), _training(4000, 32, 2e-3), 1024, 128

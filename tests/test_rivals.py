@@ -17,6 +17,7 @@ from fastperm.losses import mean_squared_error
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
 import active_units
+import angular_layer
 import compare
 import costs
 import estimators
@@ -339,8 +340,8 @@ def test_from_measurement_to_tables_and_plots(tmp_path, monkeypatch):
     contenders = (OURS, BITWISE, CIRCLE, "dense-network", PRODUCTS)
     networks = ["--networks", "3x1", "64x4", "--contenders", *contenders]
     monkeypatch.setattr(memory_growth, "NAMES", (OURS,))
-    programs = ((compare, *networks), (machine_rates,), (active_units,), (scaling,), (memory_growth,), (estimators,))
-    for program, *arguments in programs:
+    programs = (machine_rates, active_units, angular_layer, scaling, memory_growth, estimators)
+    for program, *arguments in ((compare, *networks), *((program,) for program in programs)):
         run(program, "--quick", *arguments, "--out", folder / f"{program.__name__}.json")
     out = folder / "compare.json"
     results = json.loads(out.read_text())

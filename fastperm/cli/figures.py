@@ -16,7 +16,7 @@ NETWORKS = ("plain", "circle")
     "--scale",
     type=click.Choice(SCALES),
     default="small",
-    help="How much to compute: minutes on 2 cores, hours, or what needs a GPU.",
+    help="How much to compute: less than an hour on 2 cores, hours, or what needs a GPU.",
 )
 @click.option("--out", type=click.Path(file_okay=False), default="runs/figures", help="Folder of the results.")
 @click.option("--networks", type=Names(NETWORKS), help=f"Some of {', '.join(NETWORKS)}.  [default: all]")

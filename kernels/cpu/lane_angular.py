@@ -23,6 +23,9 @@ from fastperm.kernels.cpu.lane_product import (
     whole_vectors,
 )
 
+# So many blocks of elements may be one where they are projected on harmonics: float32 holds their sums well enough.
+MOST_TOGETHER = 4
+
 
 class Circle(NamedTuple):
     """What angular layers need of one set; empty where there are none."""
@@ -37,6 +40,8 @@ class Circle(NamedTuple):
     listed: Any  # (blocks, 2M): all rows of E, in every block
     counts: Any  # (blocks,)
     steps: Any  # (blocks,): of a product with E
+    together: Any  # (1, widest): features listed in some block, and
+    count: Any  # (1,): how many
 
 
 @jit
@@ -55,6 +60,8 @@ def circle_of(widths, longest, backward, orders, weighted, like):
         np.empty((blocks, rows), np.int64),
         np.empty(blocks, np.int64),
         np.empty(blocks, np.int64),
+        np.empty((1, widest), np.int64),
+        np.empty(1, np.int64),
     )
 
 
@@ -101,13 +108,44 @@ def list_harmonics(K, listed, counts, circle):
 
 
 @jit
+def _add_projection(tiles, E, h, K, stride, n, listed, counts, circle, out):
+    """Add E hᵀ to ``out`` (2M, K): by blocks, or as one where it costs no more than the listed features do."""
+    if counts.size <= MOST_TOGETHER:
+        together, count = circle.together, _list_together(K, listed, counts, circle.together[0])
+        # Every block costs about a quarter more than its multiplications.
+        if 5 * counts.sum() >= 4 * counts.size * count:
+            circle.count[0] = count
+            lanes_outer(tiles, E, h, stride, n, circle.listed, circle.counts[:1], together, circle.count, out)
+            return
+    lanes_outer(tiles, E, h, stride, n, circle.listed, circle.counts[: counts.size], listed, counts, out)
+
+
+@jit
+def _list_together(K, listed, counts, together):
+    """List the features that are listed in some block, and return how many there are."""
+    if counts.max() == K:
+        for k in range(K):
+            together[k] = k
+        return K
+    together[:K] = -1
+    for b in range(counts.size):
+        for i in range(counts[b]):
+            together[listed[b, i]] = listed[b, i]
+    count = 0
+    for k in range(K):
+        feature = together[k]
+        together[count] = feature
+        count += feature >= 0
+    return count
+
+
+@jit
 def filter_lanes(tiles, h, K_in, stride, n, divisor, A, B, layer, panels, listed, counts, circle):
     """Write Z of h, and Q of the set into the panels of its layer; put E below h."""
     rows, K_out = circle.rows, A.shape[2]
     Z, Q = matrix_at(circle.Z, layer * circle.Z.shape[1], rows, K_in), matrix_at(circle.Q, 0, rows, K_out)
     Z[:] = 0
-    all_rows = (circle.listed, circle.counts[: counts.size])
-    lanes_outer(tiles, _weighted_rows(circle), h, stride, n, *all_rows, listed, counts, Z)
+    _add_projection(tiles, _weighted_rows(circle), h, K_in, stride, n, listed, counts, circle, Z)
     for j in range(rows):
         for k in range(K_in):
             Z[j, k] /= divisor
@@ -122,7 +160,7 @@ def filters_backward(tiles, g, K_in, stride, n, layer, listed, counts, dA, dB, c
     rows, K_out = circle.rows, dA.shape[2]
     Z, dQ = matrix_at(circle.Z, layer * circle.Z.shape[1], rows, K_in), matrix_at(circle.Q, 0, rows, K_out)
     dQ[:] = 0
-    lanes_outer(tiles, circle.E, g, stride, n, circle.listed, circle.counts[: counts.size], listed, counts, dQ)
+    _add_projection(tiles, circle.E, g, K_out, stride, n, listed, counts, circle, dQ)
     add_filter_gradients(Z, dQ, dA, dB)
 
 
