@@ -266,8 +266,9 @@ def training(results):
             errors = [_error(float(own[name])) for name in ("mean_squared_error", "standard_error")]
             lines.append([f"{samples:,}", str(k_max), *errors, "" if best is None else _optimum_of(best)])
         task, net, how = settings["task"], settings["network"], settings["training"]
+        kind = f"orders {net['orders']}" if net["symmetry"] else "plain"
         caption = (
-            f"`docs/training/{folder.name}`: width {net['width'][0]}, depth {net['depth']}, orders {net['orders']}; "
+            f"`docs/training/{folder.name}`: {kind}, width {net['width'][0]}, depth {net['depth']}; "
             f"k = 1 … {task['k_fin']}; {how['steps']:,} steps of {how['batch']} functions with k_max = {task['k_max']}:"
         )
         header = ("samples", "k_max", "mean squared error", "std. error", "optimum")

@@ -25,7 +25,7 @@ def ask(question, flowers, weights=None):
     """Put one question to the network, and print its answer beside the truth."""
     sets = fastperm.Sets.ragged([flowers], None if weights is None else [weights])
     answer = net(sets)[0, 0]
-    print(f"{question:58} {answer:.7f}   truth {beauty(flowers, weights):.3f}")
+    print(f"{question:58} {answer:.6f}   truth {beauty(flowers, weights):.3f}")
     return answer
 
 
@@ -58,4 +58,4 @@ def garden():
 # A stream cannot be sorted, which is how the order comes to change no bit: the same network, without that promise.
 reader = fastperm.DeepSet(**{**net.config(), "invariance": "rounding"})
 reader.parameters.update(net.parameters)
-print(f"{'a garden, seen flower by flower: the first 3,000,000':58} {reader.predict_stream(garden)[0]:.7f}")
+print(f"{'a garden, seen flower by flower: the first 3,000,000':58} {reader.predict_stream(garden)[0]:.6f}")

@@ -22,6 +22,8 @@ _STYLE = {
     "legend.frameon": False,
     "savefig.dpi": 150,
 }
+# An optimum below this part of the smallest error drawn is named at the foot of the axis, not drawn.
+FAR_BELOW = 0.02
 _PANELS = 6
 _TICKS = [0, np.pi / 2, np.pi, 3 * np.pi / 2, 2 * np.pi], ["0", "π/2", "π", "3π/2", "2π"]
 
@@ -35,7 +37,7 @@ def available():
     return True
 
 
-def learning_curve(path, history, *, prior_error=None, target="log $p_k$"):
+def learning_curve(path, history, *, prior_error=None, optimum_error=None, target="log $p_k$"):
     """Draw the loss against the step.
 
     Parameters
@@ -46,6 +48,8 @@ def learning_curve(path, history, *, prior_error=None, target="log $p_k$"):
         As `fastperm.train` returns it: ``step``, ``loss`` and ``validation_loss``.
     prior_error : float or None, default None
         Error of ignoring the data, drawn as a line.
+    optimum_error : float or None, default None
+        Error of the best estimate that is possible: a line, or a note where it is far below everything else.
     target : str, default "log $p_k$"
         What the network estimates, for the axis.
     """
@@ -69,6 +73,13 @@ def learning_curve(path, history, *, prior_error=None, target="log $p_k$"):
         if prior_error is not None and prior_error > 0:
             label = f"ignoring the data ({prior_error:.3f})"
             axes.axhline(prior_error, color="black", linestyle="--", linewidth=1.2, label=label)
+        if optimum_error is not None:
+            smallest = np.nanmin([losses.min(), *measured[validated]])
+            word = "< 1e-12" if optimum_error < 1e-12 else f"{optimum_error:.2g}"
+            if optimum_error >= FAR_BELOW * smallest:
+                axes.axhline(optimum_error, color="black", linewidth=1.3, label=f"optimum ({word})")
+            else:
+                axes.annotate(f"optimum: {word}, far below ↓", (0.02, 0.015), xycoords="axes fraction", fontsize=8)
         axes.set_yscale("log")
         # The first few losses tower over all that follows.
         axes.set_ylim(top=1.2 * max(losses[len(losses) // 50 :].max(), prior_error or 0))

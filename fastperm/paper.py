@@ -94,8 +94,8 @@ def _training(steps, batch, learning_rate):
     return {"steps": steps, "batch": batch, "learning_rate": learning_rate, "schedule": "cosine"}
 
 
-#: Less than an hour on 2 cores; hours; a GPU.
-SCALES = {
+#: About an hour on 2 cores; hours; a GPU.
+SIZES = {
     "small": Scale(
         *(5, (8, 16, 32, 64), (1, 2, 3, 4), 64, 4), _training(2000, 32, 2e-3), _training(4000, 32, 2e-3), 1024, 128
     ),
@@ -154,11 +154,11 @@ def run(number, scale, out, *, networks=None, progress=True, **where):
     number : {1, 2, 3, 4, 5}
         The figure.
     scale : {"small", "laptop", "paper"}
-        A name of `SCALES`.
+        A name of `SIZES`.
     out : path-like
         Folder for ``figure-N.csv``. Finished cells are kept in ``runs/SCALE`` in it.
     networks : sequence of str or None, default None
-        Names of `NETWORKS`; None for all.
+        Names of `NETWORKS`; None for all. Of others, what is finished in the folder is shown, too.
     progress : bool, default True
         Show progress bars on standard error.
     **where
@@ -178,15 +178,13 @@ def run(number, scale, out, *, networks=None, progress=True, **where):
     """
     if number not in FIGURES:
         raise ValueError(f"number must be one of {', '.join(map(str, FIGURES))}, got {number!r}")
-    check_choice(scale, "scale", tuple(SCALES))
-    out, size = Path(out), SCALES[scale]
+    check_choice(scale, "scale", tuple(SIZES))
+    out, size = Path(out), SIZES[scale]
     networks = list(NETWORKS) if networks is None else list(networks)
     for name in networks:
         check_choice(name, "networks", tuple(NETWORKS))
-    header = [f"command: fastperm figures {number} --scale {scale} --networks {','.join(networks)}"]
     if number == 1:
-        header[0] = "command: fastperm figures 1"
-        _write(out / "figure-1.csv", header, _sample_rows(), versions())
+        _write(out / "figure-1.csv", ["command: fastperm figures 1"], _sample_rows(), versions())
         return {}
     if not networks:
         raise ValueError(f"figure {number} needs networks, some of {', '.join(NETWORKS)}; got none")
@@ -195,21 +193,26 @@ def run(number, scale, out, *, networks=None, progress=True, **where):
     labels: list[str] = []
     failures: dict = {}
     folder = out / "runs" / scale
-    for name in networks:
+    runs = folder / _CELLS_OF[number]
+    for name in NETWORKS:
         wanted, tests = cells(number, size, name)
-        outcome = sweeps.run(wanted, folder / _CELLS_OF[number], tests=tests, progress=progress, **where)
-        failures |= outcome.failures
-        found += outcome.cells
-        labels += [name for cell in outcome.cells for test in cell["tests"] for _ in test["k"]]
-        if number == 5 and outcome.cells:
-            cell = outcome.cells[0]
-            points += _estimates(name, cell, folder / _CELLS_OF[number] / cell["name"], where.get("backend", "auto"))
+        if name in networks:
+            own, failed = sweeps.run(wanted, runs, tests=tests, progress=progress, **where)
+            failures |= failed
+        else:  # what is there of the others is shown as well
+            own = sweeps.finished(wanted, runs, tests=tests)
+        found += own
+        labels += [name for cell in own for test in cell["tests"] for _ in test["k"]]
+        if number == 5 and own:
+            points += _estimates(name, own[0], runs / own[0]["name"], where.get("backend", "auto"))
     if not found:
         why = next(iter(failures.values()))
         raise NothingFinishedError(f"no cell of figure {number} could be finished: {why}", failures)
     rows = [{"network": name, **row} for name, row in zip(labels, sweeps.table(found), strict=True)]
     for row in rows:
         row |= _optimum(row, size, folder, progress)
+    shown = ",".join(dict.fromkeys(labels))
+    header = [f"command: fastperm figures {number} --scale {scale} --networks {shown}"]
     seeds = sorted({row["seed"] for row in rows})
     header.append(f"seeds: networks {', '.join(map(str, seeds))}; test functions {_TEST_SEED}")
     last = max(found, key=lambda cell: cell["finished"])
@@ -285,7 +288,10 @@ def _optimum(row, size, folder, progress):
         names = [*map(str, task.frequencies), "all"]
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(dict(zip(names, zip(*errors, strict=True), strict=True))))
-    error, deviation = json.loads(path.read_text())[str(row["k"])]
+    try:
+        error, deviation = json.loads(path.read_text())[str(row["k"])]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"{path} is damaged, remove it to have it computed again: {problem!r}") from problem
     return {"optimum_error": error, "optimum_standard_error": deviation, "optimum_sets": sets}
 
 
@@ -293,6 +299,7 @@ def _write(path, header, rows, made):
     """Write rows as CSV below a header of comments."""
     versions_of = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     header = [*header, f"versions: {versions_of}; {made['platform']}"]
+    header.append(f"rows: {len(rows)}")
     header.append(f"date: {made.get('finished', datetime.now(UTC).isoformat())[:10]}")
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         file.writelines(f"# {line}\n" for line in header)
@@ -312,7 +319,7 @@ def read(path):
     Returns
     -------
     dict of str to str
-        ``command``, ``seeds``, ``versions`` and ``date``.
+        ``command``, ``seeds``, ``versions``, ``rows`` and ``date``.
     list of dict
         Numbers are floats, or ints where they are written so.
 
@@ -332,8 +339,10 @@ def read(path):
         {name: _number(value) for name, value in row.items()}
         for row in csv.DictReader(line for line in lines if not line.startswith("#"))
     ]
-    if not rows or "command" not in comments:
+    if not rows or not {"command", "rows"} <= comments.keys():
         raise ValueError(f"{path} was not written by `fastperm figures`, or is damaged")
+    if comments["rows"] != str(len(rows)) or any(None in (*row, *row.values()) for row in rows):
+        raise ValueError(f"{path} is damaged: it should have {comments['rows']} whole rows")
     return comments, rows
 
 

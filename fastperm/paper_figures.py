@@ -6,14 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from fastperm import figures, paper
-from fastperm.figures import BLUE, GREY, ORANGE, label_plainly, picture
+from fastperm.figures import BLUE, FAR_BELOW, GREY, ORANGE, label_plainly, picture
 
 _LOOKS = {"plain": {"color": BLUE, "marker": "o"}, "circle": {"color": ORANGE, "marker": "s"}}
 _TITLES = {"plain": "plain network", "circle": "angular network"}
 _MARKERS = "osD^vPX*"
-
-# An optimum below this part of the smallest error drawn is named at the foot of the axis, not drawn.
-_FAR_BELOW = 0.02
 
 _ERROR = "mean squared error of log $p_k$"
 
@@ -97,7 +94,7 @@ def _frame(axes, rows, x):
     prior, optimum = rows[0]["prior_mean_error"], max(row["optimum_error"] for row in rows)
     axes.set(xscale="log", yscale="log", xlabel=x)
     axes.axhline(prior, color="black", linestyle="--", linewidth=1.1, label=f"prior mean,\n{prior:.3f}", zorder=1)
-    if optimum >= _FAR_BELOW * min(row["mean_squared_error"] for row in rows):
+    if optimum >= FAR_BELOW * min(row["mean_squared_error"] for row in rows):
         axes.axhline(optimum, color="black", linewidth=1.3, label="optimum", zorder=1)
     else:
         text = f"optimum: {'< 1e-12' if optimum < 1e-12 else f'{optimum:.1g}'}, far below ↓"
@@ -112,7 +109,7 @@ def _limit(panels, rows):
     errors = [row[name] for row in rows for name in ("mean_squared_error", "prior_mean_error")]
     smallest = min(errors)
     optimum = max(row["optimum_error"] for row in rows)
-    if optimum >= _FAR_BELOW * smallest:
+    if optimum >= FAR_BELOW * smallest:
         smallest = min(smallest, optimum)
     span = max(errors) / smallest
     panels[0].set_ylim(smallest / (1.1 * span**0.12), max(errors) * 1.1 * span**0.05)
@@ -190,7 +187,7 @@ def _set_sizes(path, rows, caption):
     with picture(path, (9.6, 4.6)) as figure:
         panels = figure.subplots(1, len(k_maxes), squeeze=False, sharey=True)[0]
         smallest, largest = (pick(row["mean_squared_error"] for row in rows) for pick in (min, max))
-        floor = _FAR_BELOW / 4 * smallest
+        floor = FAR_BELOW / 4 * smallest
         for axes, k_max in zip(panels, k_maxes, strict=True):
             own = _chosen(rows, k_max=k_max)
             sizes = _values(own, "test_set_size")

@@ -13,6 +13,7 @@ import inspect
 import itertools
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +22,11 @@ import numpy as np
 from tqdm import tqdm
 
 import fastperm
+from fastperm import backend as backends
 from fastperm import estimation, executors
 from fastperm.checks import check_choice, check_integer
 from fastperm.files import replacing
+from fastperm.network import PRECISIONS
 from fastperm.runs import Run, check_output, task_backend, versions
 from fastperm.threads import limited_threads
 from fastperm.training import SCHEDULES
@@ -98,7 +101,8 @@ def product(grid):
     Parameters
     ----------
     grid : mapping of str to value or list of values
-        Names of `SETTINGS`. A tuple is one value, such as a range of set sizes.
+        Names of `SETTINGS`. A tuple is one value, such as a range of set sizes. Where symmetries are compared, those
+        networks that have none take no ``orders``.
 
     Returns
     -------
@@ -110,7 +114,14 @@ def product(grid):
     [{'width': 16, 'set_size': (64, 512)}, {'width': 32, 'set_size': (64, 512)}]
     """
     axes = [value if isinstance(value, list) else [value] for value in grid.values()]
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*axes)]
+    cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*axes)]
+    if isinstance(grid.get("symmetry"), list):  # the orders of a grid are those of its networks that have them
+        cells = [_without_orders(cell) if cell["symmetry"] is None else cell for cell in cells]
+    return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
+
+
+def _without_orders(cell):
+    return {name: value for name, value in cell.items() if name != "orders"}
 
 
 def run(
@@ -138,11 +149,11 @@ def run(
         What the networks are tested on; None for the defaults of `Tests`.
     executor : str or concurrent.futures.Executor, default "processes"
         Where cells are computed: processes on this machine; "mpi", "dask" or "dask:ADDRESS" (see
-        `fastperm.executors.opened`); or an executor of your own, of processes that can import fastperm.
+        `fastperm.executors.opened`); or an executor of your own, whose workers can import fastperm.
     workers, threads : int or None, default None
         Processes, and threads of each; what is left out follows from the cores (see
-        `fastperm.executors.share_cores`). Threads are 1 with "mpi", "dask:ADDRESS" and an executor of your own, whose
-        cores are not known here.
+        `fastperm.executors.share_cores`), but a GPU is left to one process. Threads are 1 with "mpi", "dask:ADDRESS"
+        and an executor of your own, whose cores are not known here.
     backend : {"auto", "reference", "cpu", "cuda"}, default "auto"
         Kernels for the networks. A sweep may go on with others, but not to the same bits.
     every : int, default 100
@@ -177,12 +188,10 @@ def run(
     ['set_size=16,width=4,depth=1,steps=2,batch=4,seed=0', 'set_size=16,width=8,depth=1,steps=2,batch=4,seed=0']
     """
     every = check_integer(every, "every", minimum=1)
-    tests = Tests() if tests is None else tests
-    asked = {}
-    for given in product(cells) if hasattr(cells, "keys") else cells:
-        wanted = complete(given, tests)
-        asked[name_of(given)] = wanted
-    out = Path(out).absolute()
+    check_choice(backend, "backend", ("auto", *backends.BACKENDS))
+    asked, out = _asked(cells, tests), Path(out).absolute()
+    if not asked:
+        raise ValueError("expected at least one cell; a setting without any value makes none")
     found = {name: _finished(out / name, *wanted) for name, wanted in asked.items()}
     missing = [name for name, cell in found.items() if cell is None]
     failures = {}
@@ -203,8 +212,22 @@ def run(
         def jobs(threads):
             return [(str(out / name), *asked[name], backend, threads, every) for name in missing]
 
+        if workers is None and executor in ("processes", "dask") and backends.resolve(backend) == "cuda":
+            workers = 1  # processes would share one GPU and its memory
         _compute(jobs, len(missing), executor, workers, threads, report)
     return Outcome([cell for cell in found.values() if cell is not None], failures)
+
+
+def finished(cells, out, *, tests=None):
+    """Return those of the cells that are finished in a folder, and compute nothing; arguments are those of `run`."""
+    found = [_finished(Path(out) / name, *wanted) for name, wanted in _asked(cells, tests).items()]
+    return [cell for cell in found if cell is not None]
+
+
+def _asked(cells, tests):
+    """Return settings and tests of every cell, by its name."""
+    tests = Tests() if tests is None else tests
+    return {name_of(given): complete(given, tests) for given in (product(cells) if hasattr(cells, "keys") else cells)}
 
 
 def _compute(jobs, n, executor, workers, threads, report):
@@ -223,6 +246,8 @@ def _compute(jobs, n, executor, workers, threads, report):
     elif isinstance(executor, str):
         with executors.opened(executor, workers) as opened:
             executors.run_on(opened, run_cell, jobs(threads or 1), report)
+    elif isinstance(executor, ThreadPoolExecutor):  # cells of one process, which has one number of threads
+        executors.run_on(executor, run_cell, jobs(None), report)
     else:
         executors.run_on(executor, run_cell, jobs(threads or 1), report)
 
@@ -257,6 +282,7 @@ def complete(given, tests):
         if settings["pool"] is None:
             raise ValueError("a spectrum is that of a whole set: pool must be 'mean', 'sum' or 'max', got None")
         network = _of(_NETWORK, settings)
+        check_choice(network.pop("precision"), "precision", PRECISIONS)  # the backend that is used there has but one
         task = _task(settings)
         settings |= task.config() | _network_config(json.dumps([task.in_features, task.out_features, network]))
         settings |= fastperm.Adam(**_of(_ADAM, settings)).config()
@@ -270,6 +296,9 @@ def complete(given, tests):
             "sets": check_integer(tests.sets, "sets of the tests", minimum=1),
             "seed": check_integer(tests.seed, "seed of the tests", minimum=0),
         }
+        for name in ("k_max", "set_size"):
+            if not isinstance(getattr(tests, name), list | tuple):
+                raise TypeError(f"{name} of the tests must be a list of values, got {getattr(tests, name)!r}")
         tested = []
         for k_max, set_size in itertools.product(tests.k_max or [task.k_max], tests.set_size or [task.set_size]):
             config = _task({**settings, "k_max": k_max, "set_size": set_size}).config()

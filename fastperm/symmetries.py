@@ -1,4 +1,4 @@
-"""Symmetries of a function on the circle that a network has built in: what it sees of the sets, and what it answers."""
+"""Symmetries of the task that a network has built in: what it sees of the sets, and what is added to its answers."""
 
 from typing import NamedTuple
 
@@ -116,7 +116,7 @@ class Symmetries(NamedTuple):
 def _check_orders(orders, symmetry, aggregate, in_features):
     """Return M."""
     if symmetry is None:
-        if orders not in (None, 0):
+        if orders is not None and check_integer(orders, "orders", minimum=0):
             raise ValueError(f"orders are those of angular filters: they need symmetry='circle', got orders={orders!r}")
         return 0
     if in_features < 2:

@@ -31,10 +31,10 @@ def history(steps, every):
 
 
 @pytest.mark.parametrize(("steps", "every"), [(200, 10), (200, 1), (50, 0), (1, 1)])
-@pytest.mark.parametrize("prior_error", [np.pi**2 / 6, 0.0, None])
-def test_learning_curve(tmp_path, steps, every, prior_error):
+@pytest.mark.parametrize(("prior_error", "optimum_error"), [(np.pi**2 / 6, 0.3), (0.0, 1e-16), (None, None)])
+def test_learning_curve(tmp_path, steps, every, prior_error, optimum_error):
     path = tmp_path / "curve.png"
-    figures.learning_curve(path, history(steps, every), prior_error=prior_error)
+    figures.learning_curve(path, history(steps, every), prior_error=prior_error, optimum_error=optimum_error)
     if steps > 1:
         check_picture(path)
 

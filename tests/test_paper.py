@@ -9,7 +9,7 @@ from test_figures import check_picture
 
 from fastperm import PowerSpectrum, estimation, paper, paper_figures, sweeps
 from fastperm.cli import main
-from fastperm.cli.figures import FIGURES, NETWORKS, SCALES
+from fastperm.cli.figures import FIGURES, NETWORKS, SIZES
 
 TINY = paper.Scale(2, (3, 4), (1, 2), 3, 1, {"steps": 2, "batch": 2}, {"steps": 3, "batch": 2}, 6, 3)
 WIDTHS = {1: 1080, 2: 1440, 3: 1560, 4: 1440, 5: 1560}
@@ -21,7 +21,7 @@ def computed(tmp_path_factory):
     """A folder with the CSV files of all figures, and none of what they were computed from."""
     out = tmp_path_factory.mktemp("figures")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(paper.SCALES, "small", TINY)
+        patch.setitem(paper.SIZES, "small", TINY)
         for number in paper.FIGURES:
             assert paper.run(number, "small", out, networks=["plain"], **WHERE) == {}
     (out / "runs").rename(out.with_name("runs"))
@@ -30,16 +30,18 @@ def computed(tmp_path_factory):
 
 def test_the_options_list_what_the_library_knows():
     assert tuple(map(int, FIGURES)) == paper.FIGURES
-    assert tuple(paper.SCALES) == SCALES
+    assert tuple(paper.SIZES) == SIZES
     assert tuple(paper.NETWORKS) == NETWORKS
 
 
 def test_a_scale_is_what_the_help_says():
-    assert paper.SCALES["paper"].width == max(paper.SCALES["paper"].widths) == 2048
+    assert paper.SIZES["paper"].width == max(paper.SIZES["paper"].widths) == 2048
     for name in ("laptop", "paper"):
-        assert (paper.SCALES[name].networks, paper.SCALES[name].test_sets, paper.SCALES[name].depth) == (5, 1024, 4)
-    for scale in paper.SCALES.values():
+        assert (paper.SIZES[name].networks, paper.SIZES[name].test_sets, paper.SIZES[name].depth) == (5, 1024, 4)
+    for scale in paper.SIZES.values():
         for number in paper.FIGURES:
+            cells, tests = paper.cells(number, scale, "circle")
+            assert all(cell["orders"] == 2 * cell["k_fin"] for cell in cells)
             cells, tests = paper.cells(number, scale, "plain")
             for cell in cells[:1]:  # the last would make a wide network
                 sweeps.complete({**cell, "width": 2}, tests)
@@ -115,6 +117,7 @@ def test_two_networks_and_an_optimum_in_sight(computed, tmp_path, number):
         for row in rows:
             if "optimum_error" in row:
                 row["optimum_error"] = 0.3 * float(row["mean_squared_error"])
+        comments = [line for line in comments if not line.startswith("# rows")] + [f"# rows: {len(rows)}"]
         with (tmp_path / name).open("w") as file:
             file.writelines(f"{line}\n" for line in comments)
             writer = csv.DictWriter(file, list(rows[0]))
@@ -124,12 +127,33 @@ def test_two_networks_and_an_optimum_in_sight(computed, tmp_path, number):
 
 
 def test_networks_with_settings_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setitem(paper.SCALES, "small", TINY)
+    monkeypatch.setitem(paper.SIZES, "small", TINY)
     monkeypatch.setitem(paper.NETWORKS, "circle", {"aggregate": "max"})  # whatever makes it another one
     paper.run(5, "small", tmp_path, networks=["plain", "circle"], **WHERE)
     rows = paper.read(tmp_path / "figure-5.csv")[1]
     assert {(row["network"], row["aggregate"]) for row in rows} == {("plain", "mean"), ("circle", "max")}
     check_picture(paper_figures.draw(5, tmp_path), width=WIDTHS[5])
+
+
+def test_what_is_finished_of_other_networks_is_kept_and_shown(tmp_path, monkeypatch):
+    monkeypatch.setitem(paper.SIZES, "small", TINY._replace(networks=1, widths=(3,), depths=(1,)))
+    for names in (["circle"], ["plain"]):
+        paper.run(2, "small", tmp_path, networks=names, **WHERE)
+    comments, rows = paper.read(tmp_path / "figure-2.csv")
+    assert comments["command"] == "fastperm figures 2 --scale small --networks plain,circle"
+    assert {(row["network"], row["symmetry"], row["orders"]) for row in rows} == {
+        ("plain", "", ""),
+        ("circle", "circle", 8),
+    }
+
+
+def test_damaged_files_are_named(computed, tmp_path):
+    text = (computed[0] / "figure-3.csv").read_text()
+    path = tmp_path / "figure-3.csv"
+    for cut in (text[:-40], text[: text.rindex("\n", 0, -1) + 1]):  # within a line, and at the end of one
+        path.write_text(cut)
+        with pytest.raises(ValueError, match=r"figure-3.csv is damaged: it should have \d+ whole rows"):
+            paper.read(path)
 
 
 def run(*arguments, code=0):
@@ -139,7 +163,7 @@ def run(*arguments, code=0):
 
 
 def test_the_command_computes_draws_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setitem(paper.SCALES, "small", TINY._replace(networks=1, widths=(3,), depths=(1,)))
+    monkeypatch.setitem(paper.SIZES, "small", TINY._replace(networks=1, widths=(3,), depths=(1,)))
     arguments = ("1", "3", "--out", tmp_path, "--networks", "plain", "--backend", "reference", "--workers", 1)
     assert "figure-3.png" in run(*arguments).stdout
     check_picture(tmp_path / "figure-3.png", width=WIDTHS[3])
@@ -167,7 +191,7 @@ def test_what_is_missing_is_said(tmp_path):
 
 def test_a_figure_without_a_finished_cell_says_why(tmp_path, monkeypatch):
     training = {"steps": 2, "batch": 2, "learning_rate": 1e30}
-    monkeypatch.setitem(paper.SCALES, "small", TINY._replace(training=training))
+    monkeypatch.setitem(paper.SIZES, "small", TINY._replace(training=training))
     with pytest.raises(ValueError, match=r"no cell of figure 2 could be finished: .* is not finite after step 2"):
         paper.run(2, "small", tmp_path, networks=["plain"], **WHERE)
 
@@ -175,7 +199,7 @@ def test_a_figure_without_a_finished_cell_says_why(tmp_path, monkeypatch):
 def test_the_command_goes_on_with_the_other_figures(tmp_path, monkeypatch):
     longer = {"steps": 2, "batch": 2, "learning_rate": 1e30}
     tiny = TINY._replace(networks=1, widths=(3,), depths=(1,), longer=longer)
-    monkeypatch.setitem(paper.SCALES, "small", tiny)
+    monkeypatch.setitem(paper.SIZES, "small", tiny)
     arguments = ("--out", tmp_path, "--networks", "plain", "--backend", "reference", "--workers", 1)
     result = run("5", "2", *arguments, code=1)
     assert "no cell of figure 5 could be finished" in result.stderr

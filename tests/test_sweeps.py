@@ -157,7 +157,7 @@ def test_processes_find_the_same(swept, tmp_path):
 
 
 def test_an_executor_of_ones_own(swept, tmp_path):
-    with ThreadPoolExecutor(1) as executor:
+    with ThreadPoolExecutor(2) as executor:
         run(tmp_path, executor=executor)
     assert results_of(tmp_path) == results_of(swept[0])
 
@@ -307,6 +307,33 @@ def test_ranges_and_layers_in_a_grid(tmp_path):
 )
 def test_unusable_arguments(tmp_path, arguments, message, code):
     assert message in command("--out", tmp_path / "sweep", *arguments, code=code).stderr
+
+
+def test_symmetries_are_compared_with_orders_where_there_are_some():
+    grid = {"symmetry": [None, "circle"], "orders": [2, 3], "width": 4}
+    assert [sweeps.name_of(cell) for cell in sweeps.product(grid)] == [
+        "width=4,symmetry=None,seed=0",
+        "width=4,symmetry=circle,orders=2,seed=0",
+        "width=4,symmetry=circle,orders=3,seed=0",
+    ]
+
+
+def test_precision_is_a_setting():
+    settings, _ = sweeps.complete({"precision": "tf32"}, sweeps.Tests())
+    assert settings["precision"] == "tf32"
+    with pytest.raises(ValueError, match="cell precision=half,seed=0: precision must be one of"):
+        sweeps.complete({"precision": "half"}, sweeps.Tests())
+
+
+def test_unusable_sweeps_are_refused_before_anything_is_computed(tmp_path):
+    cell = {"width": 3, "depth": 1, "steps": 1, "batch": 2, "set_size": 8}
+    with pytest.raises(ValueError, match="expected at least one cell"):
+        sweeps.run({**cell, "width": []}, tmp_path)
+    with pytest.raises(TypeError, match="k_max of the tests must be a list of values, got 4"):
+        sweeps.run(cell, tmp_path, tests=sweeps.Tests(k_max=4))
+    with pytest.raises(ValueError, match=r"backend must be one of 'auto', .*, got 'nope'"):
+        sweeps.run(cell, tmp_path, backend="nope")
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_unusable_toml(tmp_path):

@@ -6,7 +6,7 @@ from fastperm.cli.options import NO_PICTURE, Names
 from fastperm.cli.sweep import executor_options, report_failures, to_be_continued
 
 FIGURES = ("1", "2", "3", "4", "5")
-SCALES = ("small", "laptop", "paper")
+SIZES = ("small", "laptop", "paper")
 NETWORKS = ("plain", "circle")
 
 
@@ -14,9 +14,9 @@ NETWORKS = ("plain", "circle")
 @click.argument("numbers", nargs=-1, metavar="[1|2|3|4|5]...", type=click.Choice(FIGURES))
 @click.option(
     "--scale",
-    type=click.Choice(SCALES),
+    type=click.Choice(SIZES),
     default="small",
-    help="How much to compute: less than an hour on 2 cores, hours, or what needs a GPU.",
+    help="How much to compute: about an hour on 2 cores, hours, or what needs a GPU.",
 )
 @click.option("--out", type=click.Path(file_okay=False), default="runs/figures", help="Folder of the results.")
 @click.option("--networks", type=Names(NETWORKS), help=f"Some of {', '.join(NETWORKS)}.  [default: all]")

@@ -194,12 +194,13 @@ def _print(rows):
         click.echo("No cell is finished.")
         return
     names = list(rows[0])[: list(rows[0]).index("k")]
-    left_out = ("parameters", "backend", "training_seconds", "test_seed", "test_sets")
+    left_out = ("parameters", "backend", "training_seconds", "test_seed")
     varied = [n for n in names if n not in left_out and len({str(row[n]) for row in rows}) > 1]
     columns = [[str(row[name]) for row in rows] for name in varied]
     shown = ("mean_squared_error", "standard_error", "prior_mean_error")
     columns += [column(row[name] for row in rows) for name in shown]
     columns.append([f"{row['training_seconds']:.1f}" for row in rows])
     header = [*(name.replace("_", " ") for name in varied), "error", "std. error", "prior mean", "seconds"]
-    click.echo(f"Mean squared error over all k, {rows[0]['test_sets']:,} fresh functions for each row:\n")
+    tested = "so many" if "test_sets" in varied else f"{rows[0]['test_sets']:,}"
+    click.echo(f"Mean squared error over all k, {tested} fresh functions for each row:\n")
     click.echo(table(header, list(zip(*columns, strict=True))))

@@ -33,6 +33,8 @@ _TRAINING = ("steps", "batch", *_ADAM, "schedule", "seed", "every", "validate")
 
 _DEPTH = 4
 _TEST_SETS = 1024
+# For the optimum in the learning curve, and up to how many equations it is found at once.
+_OPTIMUM_SETS, _OPTIMUM_UNKNOWNS = 128, 256
 
 # Frequencies whose error is printed while training goes on.
 _REPORTED = 6
@@ -272,11 +274,24 @@ def _finish(run, task, net, history, seed):
     click.echo()
     print_by_frequency(task, evaluation)
     click.echo()
+    optimum = _optimum_error(task, seed)
     names = [run.settings.name, run.checkpoint.name, run.history.name, run.model.name]
-    click.echo(f"Wrote {run.folder}: {', '.join(names + _draw(run, task, history, evaluation, seed))}")
+    click.echo(f"Wrote {run.folder}: {', '.join(names + _draw(run, task, history, evaluation, optimum, seed))}")
 
 
-def _draw(run, task, history, evaluation, seed):
+def _optimum_error(task, seed):
+    """Return the error of the best estimate that is possible, or None where it is unknown, or takes long."""
+    import numpy as np
+
+    from fastperm.estimation import compare
+
+    largest = np.max(task.set_size)
+    if task.amplitudes != "exponential" or min(2 * task.k_max, largest) > _OPTIMUM_UNKNOWNS:
+        return None
+    return compare(None, task, ("optimum",), sets=_OPTIMUM_SETS, seed=seed).evaluations["optimum"].overall[0]
+
+
+def _draw(run, task, history, evaluation, optimum, seed):
     """Draw the pictures of a finished run and return the names of those that could be drawn."""
     from fastperm import figures
     from fastperm.paper import example_functions
@@ -289,7 +304,7 @@ def _draw(run, task, history, evaluation, seed):
     truths, estimates = evaluation
     pictures = {
         "learning_curve.png": lambda path: figures.learning_curve(
-            path, history, prior_error=prior.mean(), target=target
+            path, history, prior_error=prior.mean(), optimum_error=optimum, target=target
         ),
         "spectra.png": lambda path: figures.spectra(
             path, task.frequencies, truths, estimates, evaluation.mean, prior, target=target
