@@ -82,7 +82,7 @@ TILES = (
 # From so many columns and steps on, NVIDIA's library is faster, though its product is finished in a pass of its own;
 # for xᵀ g, which needs no finish, from so many rows and columns on.
 LIBRARY, LIBRARY_TRANSPOSED = (12, 12) if SIMULATED else (256, 128)
-LIBRARY_ROUNDED = 16  # its tensor cores, in TF32 and bfloat16; narrower products stay in float32
+LIBRARY_ROUNDED = 16  # its tensor cores, in TF32 and (not timed yet) bfloat16; narrower products stay in float32
 _LIBRARY_LOCK = threading.Lock()  # CuPy's setting is one for all threads
 _ONE_AND_ZERO = np.array([1, 0], np.float32)
 ROUNDED = 8  # numbers that a thread rounds to bfloat16
