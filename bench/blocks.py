@@ -363,7 +363,7 @@ def _gpu_times(found, cases, task, precision):
                 "" if rate is None else _significant(rate),
             ]
         )
-    kind = "true float32" if precision == "float32" else "TF32"
+    kind = {"float32": "true float32", "tf32": "TF32"}.get(precision, precision)
     text = (
         f"{WORDS[task].capitalize()}, {kind} ({_sets(found)}): median time and its ratio to ours; for fastperm and for "
         "the fastest framework of each round, quartiles in brackets."

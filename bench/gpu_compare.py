@@ -15,8 +15,9 @@ from contenders import CONTENDERS_ON_GPU, FRAMEWORKS_ON_GPU, OURS_ON_GPU, Case
 from gpu_worker import TOO_SLOW, GpuWorker
 from worker import NotMeasuredError
 
+PRECISIONS = ("float32", "tf32", "bfloat16")
 WIDTHS = (64, 16, 32, 128, 512, 2048)  # the headline network first
-CASES = tuple(Case(width=width, precision=precision) for precision in ("float32", "tf32") for width in WIDTHS)
+CASES = tuple(Case(width=width, precision=precision) for precision in PRECISIONS for width in WIDTHS)
 # Sets up after the others: it tries out products on all processors.
 SLOW = ("torch-compile",)
 STAND_IN = "fastperm-reference"  # for a framework, where the program is tried out

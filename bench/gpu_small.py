@@ -37,8 +37,10 @@ def run():
             _train(widths, how, generator)
     for layout in LAYOUTS:
         _train((layout.width, layout.width - 3), RESIDENT, generator)
-    for layout in TENSOR_LAYOUTS:
-        _train((layout.width, layout.width - 3), RESIDENT, generator, precision="tf32")
+    for precision, layouts in TENSOR_LAYOUTS.items():
+        for layout in layouts:
+            _train((layout.width, layout.width - 3), RESIDENT, generator, precision=precision)
+    _train(NETWORKS[-1], HOW[0], generator, precision="bfloat16")
     _train(NETWORKS[0], RESIDENT, generator, symmetry="circle", orders=3)
     x, offsets = generator.uniform(0, 6, 9), np.array([0, 3, 4, 9])
     coefficients = generator.standard_normal((3, 10)).view(np.complex128)

@@ -35,7 +35,7 @@ class GpuWorker:
     ----------
     name : str
         A key of `contenders.CONTENDERS_ON_GPU`.
-    precision : {"float32", "tf32"}, default="float32"
+    precision : {"float32", "tf32", "bfloat16"}, default="float32"
         Of all its cases.
 
     Attributes

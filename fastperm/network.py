@@ -18,7 +18,7 @@ from fastperm.symmetries import Symmetries
 
 AGGREGATES = ("mean", "sum", "max")
 INVARIANCES = ("rounding", "bitwise")
-PRECISIONS = ("float32", "tf32")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 _logger = logging.getLogger("fastperm")
 
 
@@ -76,11 +76,13 @@ class DeepSet:
     backend : {"auto", "reference", "cpu", "cuda"}, default="auto"
         Kernels to use; "auto" takes the fastest that is available. "cuda" is for float32 only, and takes sets,
         targets and gradients as NumPy arrays, or as arrays on its GPU: then what comes back stays there, as CuPy's.
-    precision : {"float32", "tf32"}, default="float32"
-        Of predictions and training steps on the cuda backend. For "tf32" tensor cores multiply elements with W_self,
-        and what goes back: they round both factors to 10 bits of mantissa (a relative error of 5e-4) and add up in
-        float32. Everything else stays in float32: pooled vectors, the head, parameters, Adam, layers narrower than 16
-        where a set does not fit on chip, and `forward`, `backward` and `predict_stream`. Not part of a saved network.
+    precision : {"float32", "tf32", "bfloat16"}, default="float32"
+        Of predictions and training steps on the cuda backend. For "tf32" and "bfloat16" tensor cores multiply elements
+        with W_self, and what goes back. Both factors are rounded to the nearest number that has, besides its leading
+        bit, 10 bits of mantissa for "tf32" (a relative error of at most 2^-11, 5e-4) and 7 for "bfloat16" (2^-8, 4e-3);
+        they are added up in float32. Everything else stays in float32: activations, pooled vectors, the head,
+        parameters, Adam, layers narrower than 16 where a set does not fit on chip, and `forward`, `backward` and
+        `predict_stream`. Not part of a saved network.
     seed : int, numpy.random.Generator or None, default=None
         Where the initial weights come from; None draws fresh ones.
 
@@ -410,7 +412,7 @@ class DeepSet:
         ----------
         backend : {"auto", "reference", "cpu", "cuda"}
             The backend of the copy. This network stays as it is.
-        precision : {"float32", "tf32"}, default="float32"
+        precision : {"float32", "tf32", "bfloat16"}, default="float32"
             The precision of the copy.
 
         Returns

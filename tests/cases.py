@@ -92,5 +92,13 @@ def error(found, wanted):
     return np.max(np.abs(found - wanted)) / max(np.max(np.abs(wanted)), 1e-300)
 
 
+def to_bf16(x):
+    """Return the nearest numbers of bfloat16: 8 bits from the leading one on, or multiples of 2^-133; ties to even."""
+    x = np.asarray(x, np.float64)
+    spacing = np.exp2(np.maximum(np.frexp(x)[1], -125) - 8.0)
+    nearest = np.rint(x / spacing) * spacing
+    return np.where(np.abs(nearest) >= 2.0**128, np.copysign(np.inf, x), nearest)
+
+
 # float64: sums of up to a few hundred terms of size 1, at 1e-16 each. float32: the same at 6e-8.
 TOLERANCES = {"float64": 1e-12, "float32": 2e-5}

@@ -3,6 +3,7 @@
 Memory is the host's, so that the simulator can run kernels on it. What CuPy leaves as it finds it, `empty`, is all NaN.
 """
 
+import ctypes
 import operator
 from types import ModuleType, SimpleNamespace
 
@@ -41,6 +42,10 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def T(self):  # noqa: N802 (CuPy's name)
         return ndarray(self._array.T)
 
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self._array.ctypes.data)
+
     def __len__(self):
         return len(self._array)
 
@@ -58,6 +63,10 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
     def __invert__(self):
         return ndarray(~self._array)
+
+    def __iadd__(self, other):
+        self._array += _on_device(other)
+        return self
 
     def __getitem__(self, index):
         return _wrapped(self._array[_on_device(index)])
@@ -98,6 +107,33 @@ def _function(function):
     )
 
 
+# Of NVIDIA's headers.
+CUDA_R_32F, CUDA_R_16BF = 0, 14
+CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 0, 1, 68, -1
+
+
+def gemm_ex(handle, of_A, of_B, m, n, k, alpha, A, A_type, lda, B, B_type, ldb, beta, C, C_type, ldc, compute, how):
+    """Write α op(A) op(B) + β C as cuBLAS does, for A and B in bfloat16: matrices lie column by column."""
+    assert (handle, A_type, B_type, C_type) == ("handle", CUDA_R_16BF, CUDA_R_16BF, CUDA_R_32F)
+    assert (compute, how) == (CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT)
+    one, zero = (ctypes.c_float.from_address(place).value for place in (alpha, beta))
+    assert zero == 0  # C may be anything before
+    factors = []
+    for place, lead, way, (rows, columns) in ((A, lda, of_A, (m, k)), (B, ldb, of_B, (k, n))):
+        assert way in (CUBLAS_OP_N, CUBLAS_OP_T)
+        shape = (rows, columns) if way == CUBLAS_OP_N else (columns, rows)
+        numbers = (_columns(place, *shape, lead, np.uint16).astype(np.uint32) << 16).view(np.float32)
+        factors.append(numbers if way == CUBLAS_OP_N else numbers.T)
+    _columns(C, m, n, ldc, np.float32)[:] = one * (factors[0] @ factors[1])
+
+
+def _columns(place, rows, columns, lead, dtype):
+    assert lead >= rows
+    size = (lead * (columns - 1) + rows) * np.dtype(dtype).itemsize
+    memory = np.frombuffer((ctypes.c_char * size).from_address(place), dtype)
+    return np.lib.stride_tricks.as_strided(memory, (rows, columns), (memory.itemsize, lead * memory.itemsize))
+
+
 class Cupy(ModuleType):
     """The module."""
 
@@ -105,7 +141,18 @@ class Cupy(ModuleType):
 
     def __init__(self, current=0):
         super().__init__("cupy")
-        self.cuda = SimpleNamespace(Device=lambda: SimpleNamespace(id=current))
+        self.cuda = SimpleNamespace(
+            Device=lambda: SimpleNamespace(id=current),
+            cublas=SimpleNamespace(
+                gemmEx=gemm_ex,
+                CUBLAS_OP_N=CUBLAS_OP_N,
+                CUBLAS_OP_T=CUBLAS_OP_T,
+                CUBLAS_COMPUTE_32F=CUBLAS_COMPUTE_32F,
+                CUBLAS_GEMM_DEFAULT=CUBLAS_GEMM_DEFAULT,
+            ),
+            device=SimpleNamespace(get_cublas_handle=lambda: "handle"),
+            runtime=SimpleNamespace(CUDA_R_32F=CUDA_R_32F, CUDA_R_16BF=CUDA_R_16BF),
+        )
         self.add = SimpleNamespace(reduceat=_function(np.add.reduceat))
 
     @staticmethod

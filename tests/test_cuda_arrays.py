@@ -5,6 +5,7 @@ import sys
 import fake_cupy
 import numpy as np
 import pytest
+from cases import error, to_bf16
 
 import fastperm
 from fastperm.kernels.arrays import on_gpu, on_host
@@ -215,3 +216,46 @@ def test_targets_of_a_validation_on_the_gpu(cupy, batch):
 
     history = fastperm.train(network(), Task(), steps=1, batch=3, progress=False, validate=3)
     assert np.isfinite(history["validation_loss"]).all()
+
+
+def test_wide_products_in_bfloat16(cupy, monkeypatch):
+    from fastperm.kernels.cuda import pooling, product
+
+    if compiling.SIMULATED:
+        monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
+        monkeypatch.setattr(product, "SIMULATED", False)
+    rows, inner, columns = (9, 17, 21) if compiling.SIMULATED else (1000, 131, 67)
+    generator, tolerance = np.random.default_rng(0), 5e-6  # sums in float32
+    flat = generator.standard_normal(1 + inner * columns).astype(np.float32)
+    x, g = (generator.standard_normal((rows, width)).astype(np.float32) for width in (inner, columns))
+    c, sets = generator.standard_normal((2, columns)).astype(np.float32), np.arange(rows, dtype=np.int32) // (rows - 3)
+    x_, W_, g_ = (to_bf16(array) for array in (x, flat[1:].reshape(inner, columns), g))
+
+    on_gpu = [cupy.asarray(array) for array in (x, flat, g, c, sets)]
+    W = on_gpu[1][1:].reshape(inner, columns)  # of a network, whose matrices are not aligned
+    y, dx, dW = cupy.empty(g.shape, np.float32), cupy.empty(x.shape, np.float32), cupy.asarray(np.ones_like(W_, "f4"))
+    partials = product.product(
+        *(on_gpu[0], W, y), c=on_gpu[3], sets=on_gpu[4], relu=True, code=pooling.SUM, n_sets=2, precision="bfloat16"
+    )
+    p = cupy.empty(c.shape, np.float32)
+    pooling.finish(partials, cupy.asarray(np.array([0, rows - 3, rows])), "sum", None, p)
+    product.product(on_gpu[2], W, dx, B_along_k=True, masked_by=on_gpu[0], precision="bfloat16")
+    product.add_transposed_product(on_gpu[0], on_gpu[2], dW, precision="bfloat16")
+    wanted = np.maximum(x_ @ W_ + c[sets], 0)
+    assert error(on_host(y), wanted) <= tolerance
+    assert error(on_host(p), np.add.reduceat(wanted, [0, rows - 3])) <= tolerance
+    assert error(on_host(dx), np.where(x > 0, g_ @ W_.T, 0)) <= tolerance
+    assert error(on_host(dW), 1 + x_.T @ g_) <= tolerance
+
+
+def test_a_library_without_memory_is_a_memory_error(cupy, monkeypatch):
+    from fastperm.kernels.cuda import product
+
+    def fail(*_):
+        raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(product, "_gemm_bf16", fail)
+    monkeypatch.setattr(product, "SIMULATED", False)
+    square = cupy.asarray(np.ones((16, 16), np.float32))
+    with pytest.raises(MemoryError, match="ALLOC_FAILED"):
+        product.product(square, square, square, precision="bfloat16")

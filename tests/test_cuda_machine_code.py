@@ -45,17 +45,24 @@ BUDGETS = {
     "product_turned_128x32": (128, 21504, 0),
     "product_turned_128x64": (128, 12800, 8, 16),
     "resident_forward_16": (128, 0, 0),
+    "resident_forward_bf16_16": (128, 0, 0),
+    "resident_forward_bf16_32": (128, 0, 0),
+    "resident_forward_bf16_64": (128, 0, 256, 64),
     "resident_forward_32": (128, 0, 0),
     "resident_forward_64": (128, 0, 256, 64),
     "resident_forward_tf32_16": (128, 0, 0),
     "resident_forward_tf32_32": (128, 0, 0),
     "resident_forward_tf32_64": (128, 0, 256, 64),
     "resident_step_16": (128, 0, 128, 64),
+    "resident_step_bf16_16": (128, 0, 64, 64),
+    "resident_step_bf16_32": (128, 0, 144, 64),
+    "resident_step_bf16_64": (128, 0, 320, 1200),
     "resident_step_32": (128, 0, 144, 64),
     "resident_step_64": (128, 0, 304, 1100),
     "resident_step_tf32_16": (128, 0, 64, 64),
     "resident_step_tf32_32": (128, 0, 128, 64),
     "resident_step_tf32_64": (128, 0, 304, 1100),
+    "round_to_bf16": (24, 0, 0),
     "row_scales": (24, 0, 0),
     "sets_of_rows": (24, 0, 0),
     "squared_error": (40, 2048, 0),
@@ -67,7 +74,8 @@ BUDGETS = {
 WIDE = (r"LDG\.E\S*\.128", r"STG\.E\S*\.128", r"LDS\.128", r"STS\.128")
 FUSED = {"128x32": 64, "128x64": 128, "128x128": 128}
 # The loops of kernels that keep a set on chip have at least so many of these.
-LOOPS = {"16": ("FFMA", 64), "32": ("FFMA", 64), "64": ("FFMA", 128), "tf32": ("HMMA", 4)}
+LOOPS = {"16": ("FFMA", 64), "32": ("FFMA", 64), "64": ("FFMA", 128)}
+CORES = {"tf32": "HMMA.1688.F32.TF32", "bf16": "HMMA.16816.F32.BF16"}
 
 EVERY = pytest.mark.parametrize("name", BUDGETS)
 ARCHITECTURES = pytest.mark.parametrize("architecture", compiling.ARCHITECTURES, ids=lambda a: f"sm_{a[0]}{a[1]}")
@@ -168,18 +176,26 @@ def test_products_are_made_of_wide_accesses_and_fused_multiply_adds(name, archit
 @pytest.mark.parametrize("name", [name for name in BUDGETS if name.startswith("resident")])
 def test_the_loops_of_a_set_on_chip_are_made_of_products(name, architecture, assembled):
     _, code, _ = assembled(name, architecture)
-    tensor_cores = "tf32" in name
-    instruction, least = LOOPS["tf32" if tensor_cores else name.rpartition("_")[2]]
+    cores = next((own for kind, own in CORES.items() if kind in name), None)
+    instruction, least = (re.escape(cores), 4) if cores else LOOPS[name.rpartition("_")[2]]
     # A block of instructions that ends by going back to its own beginning.
     blocks = re.findall(r"^(\.L_x_\d+):\n((?:(?!\.L_x_).*\n)*?.*\bBRA\S* .*\1\).*\n)", code, re.MULTILINE)
     products = [block for _, block in blocks if len(re.findall(rf"\b{instruction}\d?\b", block)) >= least]
     assert len(products) >= (2 if "step" in name else 1)
     for block in products:
         # Of TF32 at width 64, one place is fetched from the stack for each eight features on sm_80.
-        assert len(re.findall(r"\b(?:LDL|STL)\b", block)) <= tensor_cores
-        assert tensor_cores or re.search(r"LDS\.128", block)
-    assert bool(re.search(r"\bHMMA\b", code)) == tensor_cores
+        assert len(re.findall(r"\b(?:LDL|STL)\b", block)) <= bool(cores)
+        assert cores or re.search(r"LDS\.128", block)
+    assert set(re.findall(r"\bHMMA[.\w]*", code)) == ({cores} if cores else set())
     assert bool(re.search(r"LDGSTS", code)) == ("step" in name)  # h comes without a register
+
+
+@ARCHITECTURES
+def test_numbers_are_rounded_in_pairs_with_wide_accesses(architecture, assembled):
+    _, code, _ = assembled("round_to_bf16", architecture)
+    assert len(re.findall(r"LDG\.E\S*\.128", code)) == 2
+    assert len(re.findall(r"STG\.E\S*\.128", code)) == 1
+    assert len(re.findall(r"F2FP\.BF16\S*\.PACK_AB", code)) >= 4
 
 
 @ARCHITECTURES

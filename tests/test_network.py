@@ -244,5 +244,7 @@ def test_repr_says_the_settings():
 def test_a_precision_that_the_backend_does_not_know():
     with pytest.raises(ValueError, match="precision='tf32' is for the cuda backend, and this network is on 'cpu'"):
         fastperm.DeepSet(2, 3, 1, 1, backend="cpu", precision="tf32")
+    with pytest.raises(ValueError, match="precision='bfloat16' is for the cuda backend"):
+        fastperm.DeepSet(2, 3, 1, 1, backend="cpu").to("reference", precision="bfloat16")
     with pytest.raises(ValueError, match="precision must be one of"):
         fastperm.DeepSet(2, 3, 1, 1, backend="cpu", precision="float16")

@@ -8,6 +8,8 @@ from fastperm.kernels import cuda
 from fastperm.kernels.cpu import deep_set, workers
 from fastperm.kernels.cuda import resident
 
+TIMES = "\N{MULTIPLICATION SIGN}"
+
 
 def network(backend, width=8):
     return fastperm.DeepSet(2, width, 2, 3, backend=backend, seed=0)
@@ -58,6 +60,20 @@ def test_cuda_names_the_tiles_of_the_widths():
     )
     ((name, _, why),) = cuda.paths(np.array([0, 3, 5]), (2, 64, 4), "mean", "mean")
     assert "sets of 2.5 elements, on average, are fewer than 32" in why
+
+
+@pytest.mark.parametrize(("precision", "words"), [("tf32", "TF32"), ("bfloat16", "bfloat16")])
+def test_cuda_says_what_is_rounded(precision, words, monkeypatch):
+    monkeypatch.setattr(resident, "most_shared_memory", lambda: 232448)  # of an H100
+    ((name, _, why),) = cuda.paths(np.array([0, 512, 600]), (2, 64, 16, 4), "mean", "sum", precision=precision)
+    assert name == "resident"
+    assert why.endswith(f"as wide as 64, on tensor cores in {words}")
+    ((name, _, why),) = cuda.paths(np.array([0, 300, 500]), (2, 128, 64, 4), "mean", "mean", precision=precision)
+    assert name == "fused tiles"
+    assert f": layer by layer, all sets in one launch; 2 to 128 columns: tiles of 128 {TIMES} 128, in float32, " in why
+    assert why.endswith(f", 128 to 64 columns: NVIDIA's library, in {words}, 64 to 4 columns: tiles of 128 {TIMES} 32")
+    ((name, _, _),) = cuda.paths(np.array([0, 545]), (2, 64, 16, 4), "mean", "sum", precision=precision)
+    assert name == "fused tiles"
 
 
 def test_cuda_says_what_fits_on_chip(monkeypatch):

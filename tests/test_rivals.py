@@ -131,6 +131,29 @@ def test_same_losses_over_twenty_steps(name, dtype, tolerance):
     np.testing.assert_allclose(theirs, ours, rtol=tolerance)
 
 
+def test_pytorch_rounds_to_bfloat16():
+    case = Case(width=32, depth=2, set_size=33, batch=5)
+    x, targets = case.sample()
+    ours = evaluate(Ours(case.network("cpu")), x, targets)
+    rival = CONTENDERS["torch-eager"].make(case._replace(precision="bfloat16"))
+    theirs = evaluate(rival, x, targets)
+    # Factors by 2^-8 at most, in three products, and what autocast keeps is rounded, too.
+    errors = {what: relative_error(theirs[what], ours[what]) for what in ours}
+    assert 1e-3 < max(errors.values()) < 0.1, errors
+    batch = rival.batch(x, targets)
+    assert relative_error(rival.predict(batch[0]), ours["prediction"]) < 0.05
+    assert rival.predict(batch[0]).dtype == x.dtype
+    assert rival.step(*batch) == pytest.approx(float(theirs["loss"]), rel=1e-3)
+
+
+def test_jax_is_asked_to_round_to_bfloat16():
+    case = Case(width=4, depth=1, set_size=3, batch=1, precision="bfloat16")
+    rival, (x, _) = CONTENDERS["jax-jit"].make(case), case.sample()
+    products = re.findall("dot_general .*", rival.forward.lower(rival.parameters, x).as_text())
+    assert len(products) == 3  # JAX on a processor does not do what they say
+    assert all("lhs_precision_type = bf16, rhs_precision_type = bf16" in text for text in products)
+
+
 @pytest.mark.parametrize("name", SAME_NETWORK)
 def test_timed_case_takes_the_same_steps(name):
     case = Case()

@@ -9,6 +9,9 @@ import numpy as np
 
 from fastperm import Adam
 
+# What JAX calls them: "bfloat16" alone would be TF32 on a GPU.
+PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "BF16_BF16_F32"}
+
 
 def predict(parameters, x):  # dict, (B, N, K_in)
     depth = sum(name.endswith(".self") for name in parameters)
@@ -31,13 +34,14 @@ class JaxDeepSet:
     ----------
     net : fastperm.DeepSet
         Where the parameters start; they are copied. Float64 needs ``jax_enable_x64``.
-    precision : {"float32", "tf32"}, default="float32"
-        Of products on a GPU, where JAX takes TF32 by itself.
+    precision : {"float32", "tf32", "bfloat16"}, default="float32"
+        Of products on a GPU, where JAX takes TF32 by itself. For "bfloat16" the factors are rounded, and added up in
+        float32.
     """
 
     def __init__(self, net, *, precision="float32"):
         settings = Adam().config()
-        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if precision == "tf32" else "highest")
+        jax.config.update("jax_default_matmul_precision", PRECISIONS[precision])
         beta1, beta2, epsilon = (settings[name] for name in ("beta1", "beta2", "epsilon"))
         self.parameters = {name: jnp.array(array) for name, array in net.parameters.items()}
         self.moments = tuple(jax.tree.map(jnp.zeros_like, self.parameters) for _ in range(2))

@@ -41,8 +41,9 @@ class TorchDeepSet:
         Of ``torch.compile``; "max-autotune" tries out tiles of products and, on a GPU, replays CUDA graphs.
     device : str, default="cpu"
         Where.
-    precision : {"float32", "tf32"}, default="float32"
-        Of products on a GPU.
+    precision : {"float32", "tf32", "bfloat16"}, default="float32"
+        Of products on a GPU. For "bfloat16" PyTorch's autocast rounds the factors of every product, and keeps in
+        bfloat16 what comes out of it; parameters, their gradients and the loss stay in float32.
     """
 
     def __init__(self, net, *, compiled=False, mode=None, device="cpu", precision="float32"):
@@ -54,6 +55,11 @@ class TorchDeepSet:
         # Shapes are fixed in training, so the compiled code need not be general; the memory measurement uses two.
         # Training and inference are compiled apart, each when first called.
         self.forward = torch.compile(self.network, dynamic=False, mode=mode) if compiled else self.network
+        self.autocast = precision == "bfloat16"
+        if self.autocast:
+            # Every parameter is rounded once a step: there is nothing to keep, and a CUDA graph may not keep it.
+            settings_of_cast = {"dtype": torch.bfloat16, "cache_enabled": False}
+            self.forward = torch.autocast(torch.device(device).type, **settings_of_cast)(self.forward)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),
             lr=settings["learning_rate"],
@@ -73,6 +79,7 @@ class TorchDeepSet:
         return {
             "torch.get_float32_matmul_precision": torch.get_float32_matmul_precision(),
             "torch.backends.cuda.matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+            **({"torch.autocast": "bfloat16"} if self.autocast else {}),
         }
 
     def batch(self, x, targets):
@@ -85,7 +92,7 @@ class TorchDeepSet:
         # PyTorch adds ε after the bias correction of √v, TensorFlow before: this ε makes the two the same.
         self.optimizer.param_groups[0]["eps"] = self.epsilon / math.sqrt(1 - self.beta2**self.steps)
         self.optimizer.zero_grad()
-        loss = nn.functional.mse_loss(self.forward(x), targets)
+        loss = nn.functional.mse_loss(self.forward(x).to(targets.dtype), targets)
         loss.backward()
         self.optimizer.step()
         return loss.item()
@@ -93,12 +100,12 @@ class TorchDeepSet:
     @torch.inference_mode()
     def predict(self, x):
         """Return the predictions."""
-        return self.forward(x).cpu().numpy()
+        return self.forward(x).to(x.dtype).cpu().numpy()
 
     def evaluate(self, x, targets):
         """Return prediction, loss and the gradient of every parameter."""
         self.optimizer.zero_grad()
-        prediction = self.forward(x)
+        prediction = self.forward(x).to(targets.dtype)
         loss = nn.functional.mse_loss(prediction, targets)
         loss.backward()
         gradients = {name: parameter.grad.cpu().numpy().copy() for name, parameter in self.network.named_parameters()}

@@ -19,7 +19,7 @@ class TorchGraph(TorchDeepSet):
     ----------
     net : fastperm.DeepSet
         Where the parameters start; they are copied.
-    precision : {"float32", "tf32"}, default="float32"
+    precision : {"float32", "tf32", "bfloat16"}, default="float32"
         Of products.
     """
 
@@ -56,7 +56,7 @@ class TorchGraph(TorchDeepSet):
 
     def _take(self, x, targets):
         self.optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.mse_loss(self.forward(x), targets)
+        loss = nn.functional.mse_loss(self.forward(x).to(targets.dtype), targets)
         loss.backward()
         self.optimizer.step()
         return loss.detach()

@@ -142,9 +142,9 @@ def pool_harmonics(
     return both[0], both[1:]
 
 
-def layer_forward(x, E, m, Z, sets, W_self, W_pool, b, A, B, y, *, relu=True, tf32=False):
+def layer_forward(x, E, m, Z, sets, W_self, W_pool, b, A, B, y, *, relu=True, precision="float32"):
     """Write y (T, K_out), given m (S, K_in) and Z (2M, S, K_in)."""
-    equivariant.layer_forward(x, m, sets, None, W_self, W_pool, b, NO_POOL, y, relu=False, tf32=tf32)
+    equivariant.layer_forward(x, m, sets, None, W_self, W_pool, b, NO_POOL, y, relu=False, precision=precision)
     Q = xp().empty((len(Z), len(m), b.size), np.float32)
     angular_filter(Z, A, B, Q=Q)
     add_harmonics(E, Q, sets, y, relu=relu)
@@ -152,18 +152,18 @@ def layer_forward(x, E, m, Z, sets, W_self, W_pool, b, A, B, y, *, relu=True, tf
 
 def layer_backward(
     g, x, E, m, Z, offsets, weights, scales, sets, W_self, W_pool, A, B, aggregate,
-    dx, dE, dW_self, dW_pool, db, dA, dB, *, masked=False, tf32=False,
+    dx, dE, dW_self, dW_pool, db, dA, dB, *, masked=False, precision="float32",
 ):  # fmt: skip
     """Do what `angular_backward` does, for g (T, K_out); ``masked`` makes dx zero where x, a ReLU, is not positive."""
     G, dQ = pool_harmonics(g, E, offsets, sets, len(m), None, "sum")
-    layer_parameters(g, G, x, m, dW_self, dW_pool, db, tf32=tf32)
+    layer_parameters(g, G, x, m, dW_self, dW_pool, db, precision=precision)
     _add_filter_gradients(Z, dQ, dA, dB)
     if dx is None and dE is None:
         return
     dZ = xp().empty(Z.shape, np.float32)
     angular_filter(dQ, *_turned_filters(A, B), Q=dZ)
     if dx is not None:
-        layer_inputs(g, G, x, m, offsets, weights, scales, sets, W_self, W_pool, aggregate, dx, tf32=tf32)
+        layer_inputs(g, G, x, m, offsets, weights, scales, sets, W_self, W_pool, aggregate, dx, precision=precision)
         add_harmonics(E, dZ, sets, dx, scales=scales, masked_by=x if masked else None)
     if dE is not None:
         Q = xp().empty(dQ.shape, np.float32)

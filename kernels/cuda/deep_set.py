@@ -45,7 +45,7 @@ def deep_set_forward(
     orders=0,  # M of angular layers
     *,
     y,  # (S, K_fin), or (T, K_fin) without pooling
-    precision="float32",  # or "tf32"
+    precision="float32",  # "tf32" or "bfloat16"
 ):
     host_offsets = on_host(offsets)
     layout = layout_for(host_offsets, widths, aggregate, pool, precision, orders)
@@ -56,10 +56,10 @@ def deep_set_forward(
     # Two places take turns to hold the activations.
     places = xp().empty((2, len(x) * max(widths[1:-1])), np.float32)
     hidden = [places[i % 2, : len(x) * K].reshape(len(x), K) for i, K in enumerate(widths[1:-1])]
-    sets, tf32 = sets_of_rows(offsets, len(x)), precision == "tf32"
+    sets = sets_of_rows(offsets, len(x))
     E, x = split_angles(x, orders, angular.angular_basis, xp().empty)
     layers, head = split_parameters(parameters, widths, orders)
-    _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, tf32)
+    _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, precision)
 
 
 def deep_set_step(
@@ -74,7 +74,7 @@ def deep_set_step(
     orders=0,  # M of angular layers
     *,
     gradients,  # (P,), accumulated
-    precision="float32",  # or "tf32"
+    precision="float32",  # "tf32" or "bfloat16"
 ):
     """Return the loss as an array on the GPU, for which `float` waits. If it is not finite, gradients mean nothing."""
     host_offsets = on_host(offsets)
@@ -88,9 +88,8 @@ def deep_set_step(
     sets = sets_of_rows(offsets, len(x))
     hidden = [xp().empty((len(x), K), np.float32) for K in widths[1:-1]]
     y, dy = xp().empty(targets.shape, np.float32), xp().empty(targets.shape, np.float32)
-    tf32 = precision == "tf32"
     E, x = split_angles(x, orders, angular.angular_basis, xp().empty)
-    pooled = _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, tf32)
+    pooled = _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, precision)
     loss = squared_error(y, targets, dy)
     last, n_sets = hidden[-1], len(offsets) - 1
     p = last if pool is None else pooled.pop()
@@ -115,18 +114,18 @@ def deep_set_step(
             angular.layer_backward(
                 *(g, below[i], E, *pooled[i], *batch, *matrices, aggregate, dx, None, *layer_gradients[i]),
                 masked=True,
-                tf32=tf32,
+                precision=precision,
             )
         else:
-            layer_parameters(g, G, below[i], pooled[i], *layer_gradients[i], tf32=tf32)
+            layer_parameters(g, G, below[i], pooled[i], *layer_gradients[i], precision=precision)
             if i > 0:
                 own = (g, G, below[i], pooled[i], *batch, *matrices, aggregate, dx)
-                G = layer_inputs(*own, masked=True, tf32=tf32)
+                G = layer_inputs(*own, masked=True, precision=precision)
         g = dx
     return loss
 
 
-def _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, tf32):
+def _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, precision):
     """Write h_1 … h_D and y; return m_0 … m_{D−1}, or pairs of these and Z, with E, and, with pooling, p."""
     n_sets = len(offsets) - 1
     ways = [aggregate] * len(layers) + [pool]
@@ -136,13 +135,13 @@ def _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets
     for i, (h, above) in enumerate(pairwise([x, *hidden])):
         if E is not None:
             pooled.append(angular.pool_harmonics(h, E, offsets, sets, n_sets, weights, aggregate, totals))
-            angular.layer_forward(*(h, E, *pooled[i], sets, *layers[i], above), tf32=tf32)
+            angular.layer_forward(*(h, E, *pooled[i], sets, *layers[i], above), precision=precision)
             continue
         m = xp().empty((n_sets, h.shape[1]), np.float32)
         finish(partials, offsets, ways[i], totals, m)
         pooled.append(m)
         code = NO_POOL if ways[i + 1] is None else CODES[ways[i + 1]]
-        partials = layer_forward(*(h, m, sets, weights, *layers[i], code, above), tf32=tf32)
+        partials = layer_forward(*(h, m, sets, weights, *layers[i], code, above), precision=precision)
     if pool is None:
         dense_forward(hidden[-1], *head, y=y)
         return pooled

@@ -70,23 +70,23 @@ def equivariant_backward(
         layer_inputs(g, G, x, m, offsets, weights, scales, sets, W_self, W_pool, aggregate, dx)
 
 
-def layer_forward(x, m, sets, weights, W_self, W_pool, b, code, y, *, relu=True, tf32=False):
+def layer_forward(x, m, sets, weights, W_self, W_pool, b, code, y, *, relu=True, precision="float32"):
     """Write y (T, K_out), given m (S, K_in), and return the partial sums of its pooling by ``code``, if any."""
     c = xp().empty((len(m), b.size), np.float32)
     product(m, W_pool, c, c=b)
     own = {"c": c, "sets": sets, "relu": relu, "weights": weights}
-    return product(x, W_self, y, **own, code=code, n_sets=len(m), tf32=tf32)
+    return product(x, W_self, y, **own, code=code, n_sets=len(m), precision=precision)
 
 
-def layer_parameters(g, G, x, m, dW_self, dW_pool, db, *, tf32=False):
+def layer_parameters(g, G, x, m, dW_self, dW_pool, db, *, precision="float32"):
     """Add what a layer sends to its parameters: g (T, K_out), its sums G (S, K_out), x (T, K_in), m (S, K_in)."""
-    add_transposed_product(x, g, dW_self, tf32=tf32)
+    add_transposed_product(x, g, dW_self, precision=precision)
     add_transposed_product(m, G, dW_pool)
     add_column_sums(G, db)
 
 
 def layer_inputs(
-    g, G, x, m, offsets, weights, scales, sets, W_self, W_pool, aggregate, dx, *, masked=False, tf32=False
+    g, G, x, m, offsets, weights, scales, sets, W_self, W_pool, aggregate, dx, *, masked=False, precision="float32"
 ):  # fmt: skip
     """Write dx (T, K_in), and, if x is a ReLU whose gradient is wanted (``masked``), return its sums (S, K_in)."""
     dm = xp().empty(m.shape, np.float32)
@@ -94,7 +94,7 @@ def layer_inputs(
     if aggregate == "max":
         # Which elements share the gradient of a maximum takes a pass of its own.
         own = xp().empty(x.shape, np.float32)
-        product(g, W_self, own, B_along_k=True, tf32=tf32)
+        product(g, W_self, own, B_along_k=True, precision=precision)
         partials = unpool(dm, x, m, offsets, weights, scales, sets, aggregate, own, dx, masked=masked)
     else:
         partials = product(
@@ -106,7 +106,7 @@ def layer_inputs(
             masked_by=x if masked else None,
             code=SUM if masked else NO_POOL,
             n_sets=len(m),
-            tf32=tf32,
+            precision=precision,
         )
     return set_sums(partials, offsets, len(m)) if masked else None
 

@@ -16,6 +16,8 @@ from fastperm.kernels.cuda.product import by_library, suited
 from fastperm.kernels.cuda.resident import layout_for
 from fastperm.kernels.cuda.strips import Layout
 
+IN_WORDS = {"tf32": "TF32", "bfloat16": "bfloat16"}
+
 
 def paths(
     offsets,  # (S + 1,)
@@ -23,24 +25,25 @@ def paths(
     aggregate,  # "mean", "sum" or "max"
     pool,  # "mean", "sum", "max" or None
     orders=0,  # M of angular layers
-    precision="float32",  # or "tf32"
+    precision="float32",  # "tf32" or "bfloat16"
 ):
     """Return a list of (name of the path, the sets that take it, why)."""
     sets, layout = np.arange(len(offsets) - 1), layout_for(offsets, widths, aggregate, pool, precision, orders)
     if isinstance(layout, Layout):
         room = layout.shared_bytes(np.diff(offsets).max())
         why = f"a block of {layout.threads} threads and {room:,} bytes of shared memory takes a set through all layers"
-        cores = ", on tensor cores in TF32" if layout.tensor_cores else ""
+        cores = f", on tensor cores in {IN_WORDS[precision]}" if layout.tensor_cores else ""
         return [("resident", sets, f"{why}, as wide as {layout.width}{cores}")]
     *of_layers, of_head = pairwise(widths)
-    products = {(inner, columns): _product(inner, columns, precision == "tf32") for inner, columns in of_layers}
-    products.setdefault(of_head, _product(*of_head, False))
+    products = {(inner, columns): _product(inner, columns, precision) for inner, columns in of_layers}
+    products.setdefault(of_head, _product(*of_head, "float32"))
     rule = ", ".join(f"{inner} to {columns} columns: {product}" for (inner, columns), product in products.items())
     return [("fused tiles", sets, f"{layout}: layer by layer, all sets in one launch; {rule}")]
 
 
-def _product(inner, columns, tf32):
-    if by_library(inner, columns, tf32=tf32):
-        return f"NVIDIA's library{', in TF32' if tf32 else ''}"
+def _product(inner, columns, precision):
+    rounds = precision in IN_WORDS
+    if by_library(inner, columns, precision):
+        return f"NVIDIA's library{f', in {IN_WORDS[precision]}' if rounds else ''}"
     tile, _ = suited(columns)
-    return f"tiles of {tile.rows} \N{MULTIPLICATION SIGN} {tile.columns}"
+    return f"tiles of {tile.rows} \N{MULTIPLICATION SIGN} {tile.columns}{', in float32' if rounds else ''}"

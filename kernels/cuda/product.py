@@ -32,7 +32,7 @@ from fastperm.kernels.cuda.pooling import (
     pooled,
     pooled_nothing,
 )
-from fastperm.kernels.cuda.vectors import aligned, load4, store1, store4
+from fastperm.kernels.cuda.vectors import aligned, load4, round_bf16, store1, store4
 
 NO_POOL = -1  # beside the codes of pooling.py
 
@@ -82,8 +82,10 @@ TILES = (
 # From so many columns and steps on, NVIDIA's library is faster, though its product is finished in a pass of its own;
 # for xᵀ g, which needs no finish, from so many rows and columns on.
 LIBRARY, LIBRARY_TRANSPOSED = (12, 12) if SIMULATED else (256, 128)
-LIBRARY_TF32 = 16  # its tensor cores; narrower products stay in float32
+LIBRARY_ROUNDED = 16  # its tensor cores, in TF32 and (not timed yet) bfloat16; narrower products stay in float32
 _LIBRARY_LOCK = threading.Lock()  # CuPy's setting is one for all threads
+_ONE_AND_ZERO = np.array([1, 0], np.float32)
+ROUNDED = 8  # numbers that a thread rounds to bfloat16
 
 
 def product(
@@ -100,7 +102,7 @@ def product(
     weights=None,  # (R,), for pooling
     code=NO_POOL,  # how out is pooled: SUM or MAX
     n_sets=1,  # S
-    tf32=False,  # whether tensor cores may round the factors
+    precision="float32",  # or what tensor cores may round the factors to: "tf32" or "bfloat16"
 ):
     """Write the product, and return the partial sums of its pooling, which `pooling.finish` takes; or None."""
     rows, inner = A.shape
@@ -115,8 +117,8 @@ def product(
         weights is not None,
         code,
     )
-    if by_library(inner, columns, tf32=tf32):
-        _matmul(A, B.T if B_along_k else B, out, tf32)
+    if by_library(inner, columns, precision):
+        _matmul(A, B, out, precision, B_turned=B_along_k)
         if any(flags[:-1]) or code != NO_POOL:
             units = -(-rows // PARTIAL_ROWS) * columns
             _finish_product(
@@ -141,13 +143,13 @@ def add_transposed_product(
     g,  # (R, N)
     total,  # (M, N): gets xᵀ g added
     *,
-    tf32=False,  # whether tensor cores may round the factors
+    precision="float32",  # or what tensor cores may round the factors to: "tf32" or "bfloat16"
 ):
     inner, columns = g.shape
     rows = x.shape[1]
-    if min(rows, columns) >= (LIBRARY_TF32 if tf32 else LIBRARY_TRANSPOSED):
+    if min(rows, columns) >= (LIBRARY_TRANSPOSED if precision == "float32" else LIBRARY_ROUNDED):
         whole = xp().empty(total.shape, np.float32)
-        _matmul(x.T, g, whole, tf32)
+        _matmul(x, g, whole, precision, A_turned=True)
         total += whole
         return
     tile, kernels = suited(columns)
@@ -172,13 +174,26 @@ def add_parts(
     _add_parts(-(-size // FINISH_COLUMNS), parts, len(parts), size, total)
 
 
-def by_library(inner, columns, *, tf32=False):
+def by_library(inner, columns, precision="float32"):
     """Return whether NVIDIA's library computes a product."""
-    return min(inner, columns) >= (LIBRARY_TF32 if tf32 else LIBRARY)
+    return min(inner, columns) >= (LIBRARY if precision == "float32" else LIBRARY_ROUNDED)
 
 
-def _matmul(A, B, out, tf32):
-    """Write A B by NVIDIA's library, in the precision that was asked for, whatever CuPy is set to (CUPY_TF32)."""
+def _matmul(A, B, out, precision, *, A_turned=False, B_turned=False):
+    """Write A B, or Aᵀ B or A Bᵀ, by NVIDIA's library, in the precision that was asked for."""
+    try:
+        if precision == "bfloat16":
+            _matmul_bf16(A, B, out, A_turned, B_turned)
+        else:
+            _matmul_float32(A.T if A_turned else A, B.T if B_turned else B, out, precision)
+    except Exception as error:
+        if "CUBLAS_STATUS_ALLOC_FAILED" in str(error):  # not an error of memory for CuPy
+            raise MemoryError(str(error)) from error
+        raise
+
+
+def _matmul_float32(A, B, out, precision):
+    """Write A B in float32 or TF32, whatever CuPy is set to (CUPY_TF32)."""
     if SIMULATED:
         xp().matmul(A, B, out=out)
         return
@@ -186,15 +201,54 @@ def _matmul(A, B, out, tf32):
 
     with _LIBRARY_LOCK:
         before = linalg.get_compute_type(np.float32)
-        linalg.set_compute_type(np.float32, linalg.COMPUTE_TYPE_TF32 if tf32 else linalg.COMPUTE_TYPE_DEFAULT)
+        compute_type = linalg.COMPUTE_TYPE_TF32 if precision == "tf32" else linalg.COMPUTE_TYPE_DEFAULT
+        linalg.set_compute_type(np.float32, compute_type)
         try:
             xp().matmul(A, B, out=out)
-        except Exception as error:
-            if "CUBLAS_STATUS_ALLOC_FAILED" in str(error):  # not an error of memory for CuPy
-                raise MemoryError(str(error)) from error
-            raise
         finally:
             linalg.set_compute_type(np.float32, before)
+
+
+def _matmul_bf16(A, B, out, A_turned, B_turned):
+    """Write the product of the factors rounded to bfloat16, with sums in float32; all matrices lie row by row."""
+    A_pairs, B_pairs = round_to_bf16(A), round_to_bf16(B)
+    if SIMULATED:
+        A, B = numbers_of_bf16(A_pairs, A.shape), numbers_of_bf16(B_pairs, B.shape)
+        xp().matmul(A.T if A_turned else A, B.T if B_turned else B, out=out)
+        return
+    inner = len(A) if A_turned else A.shape[1]
+    _gemm_bf16(A_pairs, B_pairs, A.shape[1], B.shape[1], inner, out, A_turned, B_turned)
+
+
+def _gemm_bf16(A, B, A_lead, B_lead, inner, out, A_turned, B_turned):
+    """Write the product of two matrices of bfloat16.
+
+    What the library calls a matrix lies column by column: our rows are its columns, so it is asked for outᵀ = Bᵀ Aᵀ.
+    """
+    from cupy.cuda import cublas, device, runtime
+
+    rows, columns = out.shape
+    one, zero = (_ONE_AND_ZERO[i:].ctypes.data for i in range(2))
+    as_is = {False: cublas.CUBLAS_OP_N, True: cublas.CUBLAS_OP_T}
+    cublas.gemmEx(
+        *(device.get_cublas_handle(), as_is[B_turned], as_is[A_turned], columns, rows, inner, one),
+        *(B.data.ptr, runtime.CUDA_R_16BF, B_lead, A.data.ptr, runtime.CUDA_R_16BF, A_lead, zero),
+        *(out.data.ptr, runtime.CUDA_R_32F, columns, cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT),
+    )
+
+
+def round_to_bf16(matrix):
+    """Return a matrix in bfloat16, row by row, two numbers in what is called a float32."""
+    threads = -(-matrix.size // ROUNDED)
+    pairs = xp().empty(threads * ROUNDED // 2, np.float32)
+    _round_to_bf16(-(-threads // THREADS), matrix, aligned(matrix, 4), matrix.size, pairs)
+    return pairs
+
+
+def numbers_of_bf16(pairs, shape):
+    """Return what `round_to_bf16` has made of a matrix of a shape, in float32."""
+    bits = pairs.view(np.uint16)[: shape[0] * shape[1]].astype(np.uint32) << 16
+    return bits.view(np.float32).reshape(shape)
 
 
 def suited(columns):
@@ -528,6 +582,23 @@ def _finish_product(
             total = pooled(total, z, weights[row] if weighted else np.float32(1), code)
         if code != NO_POOL:
             partials[(group + s) * columns + column] = total
+
+
+@kernel("f4* i4 i8 f4*", threads=THREADS)
+def _round_to_bf16(
+    numbers,  # (size,)
+    is_aligned,
+    size,
+    pairs,  # (size / 2,), rounded up to 4
+):
+    unit = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    first = unit * ROUNDED
+    if first < size:
+        left = size - first
+        a0, a1, a2, a3 = _four(numbers, first, left, is_aligned and left >= 4)
+        b0, b1, b2, b3 = _four(numbers, first + 4, left - 4, is_aligned and left >= ROUNDED)
+        first_pairs, second_pairs = round_bf16(a0, a1), round_bf16(a2, a3)
+        store4(pairs, first // 2, first_pairs, second_pairs, round_bf16(b0, b1), round_bf16(b2, b3))
 
 
 @kernel("f4* i8 i8 f4*", threads=FINISH_THREADS)

@@ -48,7 +48,7 @@ def layout_for(
     orders=0,
 ):
     """Return the layout that a batch is computed with, or, in words, why there is none."""
-    layouts = TENSOR_LAYOUTS if precision == "tf32" else LAYOUTS
+    layouts = TENSOR_LAYOUTS.get(precision, LAYOUTS)
     if orders:
         return "angular layers are not computed on chip"
     if aggregate not in HOW or pool not in HOW:
@@ -574,4 +574,8 @@ def _make(layout, training):
     return network
 
 
-KERNELS_OF = {layout: (_make(layout, False), _make(layout, True)) for layout in (*LAYOUTS, *TENSOR_LAYOUTS)}
+KERNELS_OF = {
+    layout: (_make(layout, False), _make(layout, True))
+    for layouts in (LAYOUTS, *TENSOR_LAYOUTS.values())
+    for layout in layouts
+}

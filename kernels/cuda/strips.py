@@ -4,18 +4,78 @@ Activations lie there with their features in rows, h (K, N). A warp computes a s
 a group of warps a tile of dW_self over its share of the elements. Each thread has 8 elements of a strip, and some
 features, in registers: ``sums[r * held_columns + j]`` for element r and feature j.
 
-There are two ways: fused multiply-adds on blocks of numbers, and tensor cores on fragments.
+There are two ways: fused multiply-adds on blocks of numbers, and tensor cores on fragments (`Cores`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, device
 from fastperm.kernels.cuda.product import holder, outer_product_adder
-from fastperm.kernels.cuda.vectors import load1, load2, load4, multiply_tf32, round_tf32, store1, store2, store4
+from fastperm.kernels.cuda.vectors import (
+    load1,
+    load2,
+    load4,
+    multiply_bf16,
+    multiply_tf32,
+    round_bf16,
+    round_tf32,
+    store1,
+    store2,
+    store4,
+)
 
 VECTORS = 5  # in shared memory, of one float for each feature
+
+
+@device
+def _tf32_down(array, place, stride):
+    return round_tf32(load1(array, place))
+
+
+@device
+def _tf32_along(array, place):
+    return round_tf32(load1(array, place))
+
+
+@device
+def _bf16_down(array, place, stride):
+    return round_bf16(load1(array, place), load1(array, place + 4 * stride))
+
+
+@device
+def _bf16_along(array, place):
+    low, high = load2(array, place)
+    return round_bf16(low, high)
+
+
+class Cores(NamedTuple):
+    """What tensor cores multiply: fragments of 16 × ``steps`` and ``steps`` × 8 numbers, sums in float32.
+
+    A register holds ``pack`` rounded numbers, of the steps that thread t of each four has in one half of them. Which
+    step a number is of matters to nobody, as long as it is the same in both factors. So a pair is t and t + 4 where
+    steps lie ``stride`` apart, and 2 t and 2 t + 1 where they lie side by side: both free of bank conflicts.
+    """
+
+    name: str
+    steps: int
+    pack: int
+    down: Callable  # (array, place, stride): a register of numbers that lie ``stride`` apart
+    along: Callable  # (array, place): a register of numbers side by side
+    multiply: Callable
+
+    @property
+    def half(self):
+        """How many steps the second register is behind the first."""
+        return self.steps // 2
+
+
+TENSOR_CORES = {
+    "tf32": Cores("tf32", 8, 1, _tf32_down, _tf32_along, multiply_tf32),
+    "bfloat16": Cores("bf16", 16, 2, _bf16_down, _bf16_along, multiply_bf16),
+}
 
 
 class Layout(NamedTuple):
@@ -32,12 +92,17 @@ class Layout(NamedTuple):
     across: int
     down: int
     stage: int  # elements of h that are in shared memory at once, for dW_self
-    tensor_cores: bool = False
+    precision: str = "float32"  # or, for tensor cores, what they round to
+
+    @property
+    def tensor_cores(self):
+        """The `Cores` that multiply, or None."""
+        return TENSOR_CORES.get(self.precision)
 
     @property
     def name(self):
         """What sets its kernels apart from those of other layouts."""
-        return f"tf32_{self.width}" if self.tensor_cores else str(self.width)
+        return f"{self.tensor_cores.name}_{self.width}" if self.tensor_cores else str(self.width)
 
     @property
     def strip(self):
@@ -77,7 +142,7 @@ class Layout(NamedTuple):
     @property
     def steps(self):
         """How many features a strip is multiplied by at once: the inner length of a product is rounded up to these."""
-        return 8 if self.tensor_cores else 2
+        return self.tensor_cores.steps if self.tensor_cores else 2
 
     @property
     def pad(self):
@@ -92,7 +157,7 @@ class Layout(NamedTuple):
     @property
     def stage_lead(self):
         """Floats from one feature of a stage to the next."""
-        return self.stage + 4
+        return self.stage + (4 * self.tensor_cores.pack if self.tensor_cores else 4)
 
     @property
     def stage_size(self):
@@ -144,15 +209,18 @@ LAYOUTS = (
     if SIMULATED
     else (Layout(16, 8, 4, 8, 4, 4, 128), Layout(32, 4, 8, 8, 8, 4, 128), Layout(64, 4, 8, 16, 8, 8, 128))
 )
-TENSOR_LAYOUTS = (
-    (Layout(16, 4, 8, 1, 2, 4, 32, True),)  # the simulator's blocks of tensor cores have one warp
-    if SIMULATED
-    else (
-        Layout(16, 4, 8, 8, 2, 4, 128, True),
-        Layout(32, 4, 8, 8, 4, 8, 128, True),
-        Layout(64, 4, 8, 16, 8, 8, 128, True),
+TENSOR_LAYOUTS = {
+    precision: (
+        (Layout(16, 4, 8, 1, 2, 4, 32, precision),)  # the simulator's blocks of tensor cores have one warp
+        if SIMULATED
+        else (
+            Layout(16, 4, 8, 8, 2, 4, 128, precision),
+            Layout(32, 4, 8, 8, 4, 8, 128, precision),
+            Layout(64, 4, 8, 16, 8, 8, 128, precision),
+        )
     )
-)
+    for precision in TENSOR_CORES
+}
 
 
 def strips_of_multiply_adds(layout):
@@ -232,7 +300,7 @@ def strips_of_multiply_adds(layout):
 
 
 def strips_of_tensor_cores(layout):
-    """Return the functions of a layout whose products take tensor cores: m16n8k8 in TF32, sums in float32.
+    """Return the functions of a layout whose products take tensor cores.
 
     Features are the rows of a fragment and elements its columns, so that a thread has pairs of elements side by side.
     Of the 32 threads of a warp, thread 4 g + t has features g and g + 8 of 16, and elements 2 t and 2 t + 1 of 8.
@@ -240,11 +308,14 @@ def strips_of_tensor_cores(layout):
     held_columns, held, lead, width = layout.held_columns, layout.held, layout.lead, layout.width
     stage_lead, down, group = layout.stage_lead, layout.down, layout.group
     features, tile_features, tile_columns = width // 16, layout.across // 2, down // 2  # fragments
+    cores = layout.tensor_cores
+    steps, half, pack = cores.steps, cores.half, cores.pack
+    round_down, round_along, multiply = cores.down, cores.along, cores.multiply
     assert layout.rows == 4
     assert layout.columns == 8
     assert layout.tile == 4 * tile_features * tile_columns
     assert tile_features == features
-    assert layout.stage // layout.groups % 8 == 0
+    assert layout.stage // layout.groups % steps == 0
     add_outer_product = outer_product_adder(8, held_columns)
 
     @device
@@ -267,50 +338,47 @@ def strips_of_tensor_cores(layout):
 
     @device
     def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
-        """Multiply a strip, whose features are rows of ``stride``, with the weights; ``inner`` is a multiple of 8."""
+        """Multiply a strip, whose features are rows of ``stride``, with the weights, for whole steps of ``inner``."""
         place, weights_place = strip + lane % 4 * stride + lane // 4, weights + lane % 4 * lead + lane // 4
         for i in range(held):
             sums[i] = np.float32(0)
-        for _ in range(inner // 8):
+        for _ in range(inner // steps):
             for i in range(4):
-                a[2 * i] = round_tf32(load1(shared, place + 8 * i))
-                a[2 * i + 1] = round_tf32(load1(shared, place + 4 * stride + 8 * i))
+                a[2 * i] = round_down(shared, place + 8 * i, stride)
+                a[2 * i + 1] = round_down(shared, place + half * stride + 8 * i, stride)
             for f in range(features):
-                of_weights = weights_place + 16 * f
-                w0, w1 = round_tf32(load1(shared, of_weights)), round_tf32(load1(shared, of_weights + 8))
-                w2, w3 = (
-                    round_tf32(load1(shared, of_weights + 4 * lead)),
-                    round_tf32(load1(shared, of_weights + 4 * lead + 8)),
-                )
+                near = weights_place + 16 * f
+                far = near + half * lead
+                w0, w1 = round_down(shared, near, lead), round_down(shared, near + 8, lead)
+                w2, w3 = round_down(shared, far, lead), round_down(shared, far + 8, lead)
                 for i in range(4):
                     r = 2 * i * held_columns + 2 * f
                     s = r + held_columns  # the next element
-                    sums[r], sums[s], sums[r + 1], sums[s + 1] = multiply_tf32(
+                    sums[r], sums[s], sums[r + 1], sums[s + 1] = multiply(
                         w0, w1, w2, w3, a[2 * i], a[2 * i + 1], sums[r], sums[s], sums[r + 1], sums[s + 1]
                     )
-            place += 8 * stride
-            weights_place += 8 * lead
+            place += steps * stride
+            weights_place += steps * lead
 
     @device
     def add_to_tiles(shared, of_stage, of_strip, stride, rows, K, thread, of_g, of_h, tiles):
-        """Add h gᵀ of so many elements, a multiple of 8, to the tile of the group."""
+        """Add h gᵀ of so many elements, a multiple of steps, to the tile of the group."""
         lane = thread % 32
-        place = of_stage + lane // 4 * stage_lead + lane % 4
-        g_place = of_strip + (thread % group // 32 * (8 * tile_columns) + lane // 4) * stride + lane % 4
-        for row in range(0, rows, 8):
+        own = lane % 4 * pack
+        place = of_stage + lane // 4 * stage_lead + own
+        g_place = of_strip + (thread % group // 32 * (8 * tile_columns) + lane // 4) * stride + own
+        for row in range(0, rows, steps):
             for j in range(tile_columns):
-                of_g[2 * j] = round_tf32(load1(shared, g_place + 8 * j * stride + row))
-                of_g[2 * j + 1] = round_tf32(load1(shared, g_place + 8 * j * stride + row + 4))
+                of_g[2 * j] = round_along(shared, g_place + 8 * j * stride + row)
+                of_g[2 * j + 1] = round_along(shared, g_place + 8 * j * stride + row + half)
             for f in range(tile_features):
-                of_features = place + 16 * f * stage_lead + row
-                h0, h1 = round_tf32(load1(shared, of_features)), round_tf32(load1(shared, of_features + 8 * stage_lead))
-                h2, h3 = (
-                    round_tf32(load1(shared, of_features + 4)),
-                    round_tf32(load1(shared, of_features + 8 * stage_lead + 4)),
-                )
+                near = place + 16 * f * stage_lead + row
+                far = near + 8 * stage_lead
+                h0, h1 = round_along(shared, near), round_along(shared, far)
+                h2, h3 = round_along(shared, near + half), round_along(shared, far + half)
                 for j in range(tile_columns):
                     i = 4 * (f * tile_columns + j)
-                    tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3] = multiply_tf32(
+                    tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3] = multiply(
                         h0, h1, h2, h3, of_g[2 * j], of_g[2 * j + 1], tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3]
                     )
 

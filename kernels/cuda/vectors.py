@@ -61,29 +61,57 @@ if SIMULATED or cuda is None:
     def round_tf32(x):
         """Return the nearest TF32; tensor cores by themselves cut off the last 13 bits. A NaN stays one."""
         if not abs(x) < np.float32(np.inf):  # a NaN stays one, whatever its bits
-            return x
+            return np.float32(np.nan) if np.isnan(x) else x
         return ((np.array(x, np.float32).view(np.int32) + np.int32(1 << 12)) & np.int32(-1 << 13)).view(np.float32)[()]
+
+    @device
+    def round_bf16(low, high):
+        """Return the bits of two bfloat16 as one float32, the nearest to two numbers. A NaN stays one."""
+        numbers = np.array([low, high], np.float32)
+        bits = numbers.view(np.uint32).astype(np.uint64)
+        bits = (bits + np.uint64(0x7FFF) + (bits >> np.uint64(16) & np.uint64(1))) >> np.uint64(16)
+        bits[np.isnan(numbers)] = 0x7FFF
+        return bits.astype(np.uint16).view(np.float32)[0]
 
     @device
     def multiply_tf32(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
         """Return a b + c of a warp, the only one of its block, as PTX documents ``mma.m16n8k8`` for TF32."""
+        registers = _registers_of_warp(a0, a1, a2, a3, b0, b1)
+        return _multiplied((registers & np.int32(-1 << 13)).view(np.float32)[:, :, None], c0, c1, c2, c3)
+
+    @device
+    def multiply_bf16(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+        """Return a b + c of a warp, the only one of its block, as PTX documents ``mma.m16n8k16`` for bfloat16."""
+        registers = _registers_of_warp(a0, a1, a2, a3, b0, b1)
+        pairs = np.stack([registers << 16, registers & np.int32(-1 << 16)], axis=-1)
+        return _multiplied(pairs.view(np.float32), c0, c1, c2, c3)
+
+    def _registers_of_warp(*own):
+        """Return the bits of what the threads hold for a product: (32, 6), four registers of a and two of b."""
         # The simulator puts its own ``cuda`` into the module of a kernel while that runs, but into the module of a
         # function that is called there only until the first thread leaves it.
         from fastperm.kernels.cuda.resident import cuda as of_kernel
 
-        fragments = of_kernel.shared.array((32, 6), np.float32)
-        lane = of_kernel.threadIdx.x
-        fragments[lane] = a0, a1, a2, a3, b0, b1
+        registers = of_kernel.shared.array((32, 6), np.float32)
+        registers[of_kernel.threadIdx.x] = own
         of_kernel.syncthreads()
-        seen = (fragments.view(np.int32) & np.int32(-1 << 13)).view(np.float32)
-        row, column = lane // 4, 2 * (lane % 4)
+        seen = registers.view(np.int32).copy()
+        of_kernel.syncthreads()
+        return seen
+
+    def _multiplied(seen, *own):
+        """Return this thread's four numbers of a b + c; ``seen`` (32, 6, P) has the P numbers of each register."""
+        from fastperm.kernels.cuda.resident import cuda as of_kernel
+
+        lane, pack = of_kernel.threadIdx.x, seen.shape[2]
+        half, row, column = 4 * pack, lane // 4, 2 * (lane % 4)
         sums = []
-        for c, i, j in ((c0, row, column), (c1, row, column + 1), (c2, row + 8, column), (c3, row + 8, column + 1)):
-            for k in range(8):
-                a = seen[i % 8 * 4 + k % 4, i // 8 + k // 4 * 2]
-                c = np.float32(c + a * seen[j * 4 + k % 4, 4 + k // 4])
+        for c, i, j in zip(own, (row, row, row + 8, row + 8), (column, column + 1) * 2, strict=True):
+            for k in range(2 * half):
+                thread, number = k % half // pack, k % pack
+                a = seen[i % 8 * 4 + thread, i // 8 + k // half * 2, number]
+                c = np.float32(c + a * seen[j * 4 + thread, 4 + k // half, number])
             sums.append(c)
-        of_kernel.syncthreads()
         return tuple(sums)
 
 else:
@@ -210,13 +238,24 @@ else:
         return types.float32(types.float32), generate
 
     @intrinsic
-    def multiply_tf32(typing_context, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
-        """Return a b + c of a warp: a (16, 8), b (8, 8), c (16, 8) in the fragments of ``mma.m16n8k8``."""
+    def round_bf16(typing_context, low, high):
+        """Return the bits of two bfloat16 as one float32, the nearest to two numbers. A NaN stays one."""
+        # The first number of the instruction becomes the upper half.
+        kind = ir.FunctionType(_INT, [_FLOAT] * 2)
+        rounded = ir.InlineAsm(kind, "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f")
+
+        def generate(context, builder, signature, arguments):
+            return builder.bitcast(builder.call(rounded, arguments), _FLOAT)
+
+        return types.float32(types.float32, types.float32), generate
+
+    def _multiply(shape, kind):
+        """Return signature and code of ``mma.sync``, for factors of a kind: six registers of 32 bits, as float32."""
         fragments = "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13}"
-        code = f"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {fragments};"
+        code = f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 {fragments};"
         result = ir.LiteralStructType([_FLOAT] * 4)
-        kind = ir.FunctionType(result, [_INT] * 6 + [_FLOAT] * 4)
-        product = ir.InlineAsm(kind, code, ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4), side_effect=True)
+        function = ir.FunctionType(result, [_INT] * 6 + [_FLOAT] * 4)
+        product = ir.InlineAsm(function, code, ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4), side_effect=True)
 
         def generate(context, builder, signature, arguments):
             bits = [builder.bitcast(argument, _INT) for argument in arguments[:6]]
@@ -225,6 +264,16 @@ else:
             return context.make_tuple(builder, signature.return_type, numbers)
 
         return types.UniTuple(types.float32, 4)(*[types.float32] * 10), generate
+
+    @intrinsic
+    def multiply_tf32(typing_context, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+        """Return a b + c of a warp: a (16, 8), b (8, 8), c (16, 8) in the fragments of ``mma.m16n8k8``."""
+        return _multiply("m16n8k8", "tf32")
+
+    @intrinsic
+    def multiply_bf16(typing_context, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+        """Return a b + c of a warp: a (16, 16), b (16, 8), c (16, 8) in the fragments of ``mma.m16n8k16``."""
+        return _multiply("m16n8k16", "bf16")
 
 
 @device
