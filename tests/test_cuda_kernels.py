@@ -540,8 +540,11 @@ def test_tensor_cores_multiply_what_they_hold_exactly(cuda, precision, monkeypat
         assert float(found) == pytest.approx(loss, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(("widths", "counts"), RESIDENT[-2:], ids=str)
-@ON_TENSOR_CORES
+@pytest.mark.parametrize(
+    ("precision", "widths", "counts"),
+    [("tf32", *RESIDENT[-2]), ("tf32", *RESIDENT[-1]), ("bfloat16", *RESIDENT[-2])],  # the last one: see below
+    ids=str,
+)
 def test_tensor_cores_multiply_ragged_sets(cuda, precision, widths, counts, monkeypatch):
     """Small integers, weights 0, 1 and 2, and sums: nothing is rounded, so ends of strips and widths are right."""
     from fastperm.kernels.cuda import resident, strips
@@ -645,8 +648,11 @@ def step_in_bfloat16(case, targets, flat, widths, narrowest):
 WIDER = (3, 20, 17, 20, 2) if compiling.SIMULATED else (3, 300, 257, 300, 2)
 
 
-@WEIGHTED
-@pytest.mark.parametrize(("widths", "counts"), [*RESIDENT[-2:], (WIDER, (7, 1, 40))], ids=str)
+@pytest.mark.parametrize(
+    ("widths", "counts", "weighted"),
+    [(*RESIDENT[-2], False), (*RESIDENT[-1], True), (WIDER, (7, 1, 40), True), (WIDER, (7, 1, 40), False)],
+    ids=str,
+)
 def test_a_step_rounds_what_bfloat16_rounds(cuda, widths, counts, weighted, monkeypatch):
     from fastperm.kernels.cuda import product, resident, strips
 

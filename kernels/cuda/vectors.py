@@ -105,14 +105,13 @@ if SIMULATED or cuda is None:
 
         lane, pack = of_kernel.threadIdx.x, seen.shape[2]
         half, row, column = 4 * pack, lane // 4, 2 * (lane % 4)
-        sums = []
-        for c, i, j in zip(own, (row, row, row + 8, row + 8), (column, column + 1) * 2, strict=True):
-            for k in range(2 * half):
-                thread, number = k % half // pack, k % pack
-                a = seen[i % 8 * 4 + thread, i // 8 + k // half * 2, number]
-                c = np.float32(c + a * seen[j * 4 + thread, 4 + k // half, number])
-            sums.append(c)
-        return tuple(sums)
+        i, j = np.array([[row], [row], [row + 8], [row + 8]]), np.array([[column], [column + 1]] * 2)
+        k = np.arange(2 * half)
+        thread, number = k % half // pack, k % pack
+        a, b = seen[i % 8 * 4 + thread, i // 8 + k // half * 2, number], seen[j * 4 + thread, 4 + k // half, number]
+        # One number after the other.
+        sums = np.add.accumulate(np.column_stack([np.array(own, np.float32), a * b]), axis=1, dtype=np.float32)
+        return tuple(sums[:, -1])
 
 else:
     from llvmlite import ir
