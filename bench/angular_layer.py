@@ -24,15 +24,12 @@ def layers(case, orders):
     x = np.maximum(generator.standard_normal((T, K)), 0).astype(case.dtype)
     dy = generator.standard_normal((T, K)).astype(case.dtype)
     sets = Sets.dense(x.reshape(case.batch, case.set_size, K))
+    settings = {"symmetry": "circle", "orders": orders}
     # The second layers of two networks; what is timed does not depend on the first ones.
-    plain, circle = (case._replace(depth=2).network("cpu", **how) for how in ({}, _circle(orders)))
+    plain, circle = (case._replace(depth=2).network("cpu", **how) for how in ({}, settings))
     E = np.empty((T, 2 * orders), case.dtype)
     circle.kernels.angular_basis(generator.uniform(0, 2 * np.pi, T).astype(case.dtype), E=E)
     return {"equivariant": _ways(plain.layers[1], x, dy, sets), "angular": _ways(circle.layers[1], x, dy, sets, E=E)}
-
-
-def _circle(orders):
-    return {"symmetry": "circle", "orders": orders}
 
 
 def _ways(layer, x, dy, sets, **shared):

@@ -540,19 +540,8 @@ def _significant(value):
 BLOCKS = {
     block.__name__: block
     for block in (
-        *(
-            train_step,
-            networks,
-            roofline,
-            steps,
-            predictions,
-            bitwise,
-            angular,
-            angular_layer,
-            growth,
-            memory,
-            active_units,
-        ),
+        *(train_step, networks, roofline, steps, predictions, bitwise, angular, angular_layer),
+        *(growth, memory, active_units),
         *(optimum, baselines, assumed_k_max, training, gpu),
     )
 }

@@ -117,7 +117,8 @@ def product(grid):
     cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*axes)]
     if isinstance(grid.get("symmetry"), list):  # the orders of a grid are those of its networks that have them
         cells = [_without_orders(cell) if cell["symmetry"] is None else cell for cell in cells]
-    return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
+        cells = list({name_of(cell): cell for cell in cells}.values())
+    return cells
 
 
 def _without_orders(cell):
