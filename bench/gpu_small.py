@@ -45,6 +45,8 @@ def run():
     x, offsets = generator.uniform(0, 6, 9), np.array([0, 3, 4, 9])
     coefficients = generator.standard_normal((3, 10)).view(np.complex128)
     cuda.fourier_series(*map(xp.asarray, (x, offsets, coefficients)), y=xp.empty(9))
+    for dtype in ("float32", "float64"):
+        fastperm.PowerSpectrum(set_size=(1, 150), dtype=dtype, backend="cuda").sample(3, 0)
     if xp is not np:
         xp.cuda.runtime.deviceSynchronize()
     return sorted(set(compiling.KERNELS) - launched)

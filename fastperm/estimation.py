@@ -182,12 +182,15 @@ def compare(net, task, names, *, sets=1024, seed=0, probabilities=False, progres
 def fresh_sets(task, *, sets, seed):
     """Give fresh sets of a task and their targets, in batches of about `_ELEMENTS` elements.
 
-    Set s is drawn from a generator that depends on ``seed`` and s only, see `evaluate`.
+    Set s is drawn from a generator that depends on ``seed`` and s only, see `evaluate`; on the host, wherever the task
+    draws, so that networks of all backends are asked about the same sets.
 
     Yields
     ------
     (Sets, ndarray of float64, shape (S, K))
     """
+    if getattr(task, "backend", None) == "cuda":
+        task = task.to("auto")
     sets = check_integer(sets, "sets", minimum=1)
     seed = check_integer(seed, "seed", minimum=0)
     waiting: list[Sets] = []

@@ -3,6 +3,7 @@
 Source: the paper "Permutation-equivariant neural networks for power spectrum estimation".
 """
 
+import copy
 import math
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from fastperm import backend as backends
 from fastperm.checks import check_choice, check_dtype, check_integer, check_number
+from fastperm.kernels.arrays import on_host
 from fastperm.sets import Sets
 
 _AMPLITUDES = {
@@ -59,8 +61,11 @@ class PowerSpectrum:
     dtype : {"float64", "float32"}, default "float64"
         Type of the sets' values. Targets are float64 always, and f is evaluated in float64, at the positions handed
         out.
-    backend : {"auto", "cpu", "reference"}, default "auto"
-        What evaluates f. It is a property of the machine, not of the task, so `config` leaves it out.
+    backend : {"auto", "cpu", "reference", "cuda"}, default "auto"
+        What evaluates f. It is a property of the machine, not of the task, so `config` leaves it out. "auto" is the
+        fastest that computes on the host. With "cuda" sets and targets are drawn on the GPU and stay there, as CuPy
+        arrays: from other random numbers, so that the same seed gives other sets than elsewhere, of the same law.
+        Where ``amplitudes`` or ``positions`` are callables, sets are those of the host, copied to the GPU.
 
     Attributes
     ----------
@@ -77,6 +82,8 @@ class PowerSpectrum:
     ------
     TypeError, ValueError
         If an argument is of the wrong kind or out of range; the message says what was expected and what came.
+    RuntimeError
+        If the backend is "cuda", which is not available here.
 
     References
     ----------
@@ -118,7 +125,7 @@ class PowerSpectrum:
         self.noise = check_number(noise, "noise", minimum=0)
         self.output = check_choice(output, "output", ("log", "power"))
         self.dtype = check_dtype(dtype)
-        self.backend = check_choice(backend, "backend", ("auto", "cpu", "reference"))
+        self.backend = _check_backend(backend)
 
         first, last = self.k_fin if isinstance(self.k_fin, tuple) else (1, self.k_fin)
         if last > self.k_max:
@@ -159,7 +166,8 @@ class PowerSpectrum:
             Values of shape (T, 2), of the task's dtype: the position in radians and the sample, with T the number of
             elements in all.
         targets : ndarray of float64, shape (batch, out_features)
-            log p_k, or p_k where ``output="power"``, in the order of `frequencies`.
+            log p_k, or p_k where ``output="power"``, in the order of `frequencies`. A CuPy array with the backend
+            "cuda", as are the values of the sets.
 
         Raises
         ------
@@ -168,18 +176,41 @@ class PowerSpectrum:
         """
         batch = check_integer(batch, "batch", minimum=1)
         generator = _generator(seed)
-        powers, coefficients = self._draw(batch, generator)
+        if self.backend != "cuda":
+            return self._sample(batch, generator)
+        kernels = backends.get("cuda")
+        if self._calls_back:
+            sets, targets = self._sample(batch, generator)
+            return Sets._trusted(kernels.xp.asarray(sets.values), sets.offsets, None), kernels.xp.asarray(targets)
+        return self._sample_on_gpu(batch, generator, kernels)
 
-        offsets = np.zeros(batch + 1, np.int64)
-        if isinstance(self.set_size, tuple):
-            offsets[1:] = np.cumsum(generator.integers(*self.set_size, size=batch, endpoint=True))
-        else:
-            offsets[1:] = self.set_size * np.arange(1, batch + 1)
+    def _sample_on_gpu(self, batch, generator, kernels):
+        """Draw a batch with kernels whose key comes from the generator."""
+        key = _key(generator)
+        coefficients, targets = self._draw_on_gpu(batch, key, kernels)
+        offsets = self._offsets(batch, generator)
+        values = kernels.xp.empty((int(offsets[-1]), 2), self.dtype)
+        kernels.random_samples(key, offsets, coefficients, self.noise, values=values)
+        return Sets._trusted(values, offsets, None), targets
+
+    def _draw_on_gpu(self, batch, key, kernels):
+        """Return Fourier coefficients and targets."""
+        coefficients = kernels.xp.empty((batch, self.k_max), np.complex128)
+        targets = kernels.xp.empty((batch, self.out_features), np.float64)
+        law = (self.mean_power, self.amplitudes, int(self.frequencies[0]), self.output == "log")
+        kernels.random_functions(key, *law, coefficients=coefficients, targets=targets)
+        return coefficients, targets
+
+    def _sample(self, batch, generator):
+        """Draw a batch on the host."""
+        powers, coefficients = self._draw(batch, generator)
+        offsets = self._offsets(batch, generator)
 
         # Rounded first, so that the samples belong to the positions that are handed out.
         x = self._draw_positions(offsets, generator).astype(self.dtype).astype(np.float64)
         y = np.empty_like(x)
-        backends.get(backends.for_numpy(self.backend)).fourier_series(x, offsets, coefficients, y=y)
+        host = "auto" if self.backend == "cuda" else self.backend
+        backends.get(backends.for_numpy(host)).fourier_series(x, offsets, coefficients, y=y)
         if self.noise > 0:
             y += self.noise * generator.standard_normal(len(y))
 
@@ -188,6 +219,27 @@ class PowerSpectrum:
         values[:, 1] = y
         powers = powers[:, self.frequencies - 1]
         return Sets(values, offsets), np.log(powers) if self.output == "log" else powers
+
+    def to(self, backend):
+        """Return a copy of this task on another backend.
+
+        Parameters
+        ----------
+        backend : {"auto", "cpu", "reference", "cuda"}
+            What evaluates f for the copy.
+
+        Returns
+        -------
+        task : PowerSpectrum
+
+        Raises
+        ------
+        RuntimeError
+            If it is "cuda", which is not available here.
+        """
+        copied = copy.copy(self)
+        copied.backend = _check_backend(backend)
+        return copied
 
     def draw(self, batch, seed):
         """Draw functions only: their Fourier coefficients, for `evaluate_series`.
@@ -209,7 +261,10 @@ class PowerSpectrum:
         TypeError, ValueError
             As in `sample`.
         """
-        return self._draw(check_integer(batch, "batch", minimum=1), _generator(seed))[1]
+        batch, generator = check_integer(batch, "batch", minimum=1), _generator(seed)
+        if self.backend == "cuda" and not self._calls_back:
+            return on_host(self._draw_on_gpu(batch, _key(generator), backends.get("cuda"))[0])
+        return self._draw(batch, generator)[1]
 
     def prior_mean(self):
         """Return the mean of the target: the best answer without looking at the samples.
@@ -278,7 +333,7 @@ class PowerSpectrum:
         ----------
         config : dict
             What `config` returned; what is left out takes its default.
-        backend : {"auto", "cpu", "reference"}, default "auto"
+        backend : {"auto", "cpu", "reference", "cuda"}, default "auto"
             What evaluates f.
 
         Returns
@@ -317,6 +372,18 @@ class PowerSpectrum:
                 "return positive powers or use output='power'"
             )
         return powers
+
+    @property
+    def _calls_back(self):
+        """Whether a draw asks functions of the user's, who get and return what lies on the host."""
+        return callable(self.amplitudes) or callable(self.positions)
+
+    def _offsets(self, batch, generator):
+        """Return offsets of sets, whose sizes are drawn if they have a range."""
+        if not isinstance(self.set_size, tuple):
+            return self.set_size * np.arange(batch + 1, dtype=np.int64)
+        sizes = generator.integers(*self.set_size, size=batch, endpoint=True)
+        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64, copy=False)
 
     def _draw_positions(self, offsets, generator):
         if not callable(self.positions):
@@ -383,6 +450,17 @@ def _generator(seed):
         return np.random.default_rng(seed)
     except (TypeError, ValueError) as error:
         raise type(error)(f"seed must be as numpy.random.default_rng takes it, got {seed!r}: {error}") from None
+
+
+def _check_backend(name):
+    """Return the name, or say at once that there is no GPU."""
+    check_choice(name, "backend", ("auto", *backends.BACKENDS))
+    return backends.resolve(name) if name == "cuda" else name
+
+
+def _key(generator):
+    """Return what kernels draw from: 63 bits of the generator, which moves on."""
+    return int(generator.integers(1 << 63, dtype=np.uint64))
 
 
 def _check_integer_or_pair(value, name):

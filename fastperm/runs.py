@@ -201,5 +201,5 @@ _COMPLETE = {"task": _complete_task, "network": _complete_network, "training": _
 
 
 def task_backend(backend):
-    """Return the backend that draws the functions beside a network on ``backend``."""
+    """Return the backend that draws what a network on ``backend`` is asked about: always one of the host."""
     return backend if backend in ("cpu", "reference") else "auto"

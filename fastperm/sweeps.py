@@ -344,7 +344,7 @@ def run_cell(folder, settings, tests, backend, threads, every):
     """
     run = Run(folder)
     with limited_threads(threads), np.errstate(all="ignore"):  # a loss that is not finite is reported with its step
-        task, seed = _task(settings, task_backend(backend)), settings["seed"]
+        task, seed = _task(settings, backends.resolve(backend, settings["dtype"])), settings["seed"]
         net = fastperm.DeepSet(
             task.in_features,
             out_features=task.out_features,

@@ -218,6 +218,64 @@ def test_targets_of_a_validation_on_the_gpu(cupy, batch):
     assert np.isfinite(history["validation_loss"]).all()
 
 
+TASK = {"k_max": 3, "k_fin": (2, 3), "backend": "cuda"}
+
+
+@pytest.mark.parametrize("set_size", [5, (2, 6)], ids=["fixed", "range"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sets_are_drawn_on_the_gpu(cupy, dtype, set_size):
+    task = fastperm.PowerSpectrum(**TASK, set_size=set_size, output="power", dtype=dtype)
+    sets, targets = task.sample(4, 3)
+    assert on_gpu(sets.values)
+    assert on_gpu(targets)
+    assert sets.dtype == dtype
+    assert set(sets.counts) <= set(range(2, 7))
+    coefficients = task.draw(4, 3)
+    np.testing.assert_allclose(on_host(targets), np.abs(coefficients[:, 1:]) ** 2, rtol=1e-12)
+    for one, c in zip(sets, coefficients, strict=True):
+        x, y = on_host(one.values).T
+        np.testing.assert_allclose(y, fastperm.power_spectrum.evaluate_series(x, c), rtol=2e-7, atol=1e-12)
+    again, _ = task.sample(4, 3)
+    np.testing.assert_array_equal(on_host(again.values), on_host(sets.values))
+    other, _ = task.sample(4, 4)
+    assert not np.isin(on_host(other.values[:, 0]), on_host(sets.values)).any()
+
+
+def test_a_generator_moves_on_with_sets_that_are_drawn_on_the_gpu(cupy):
+    task, generator = fastperm.PowerSpectrum(**TASK, set_size=5), np.random.default_rng(0)
+    draws = [on_host(task.sample(2, generator)[0].values) for _ in range(2)]
+    assert not np.isin(draws[0], draws[1]).any()
+
+
+def test_functions_of_the_user_draw_on_the_host(cupy):
+    settings = TASK | {"set_size": 5, "positions": lambda generator, n: generator.uniform(1, 2, n)}
+    task = fastperm.PowerSpectrum(**settings)
+    (sets, targets), (own, wanted) = (of.sample(2, 0) for of in (task, task.to("auto")))
+    assert on_gpu(sets.values)
+    assert on_gpu(targets)
+    np.testing.assert_array_equal(on_host(sets.values), own.values)
+    np.testing.assert_array_equal(on_host(targets), wanted)
+
+
+def test_training_on_sets_that_are_drawn_on_the_gpu(cupy):
+    task = fastperm.PowerSpectrum(**TASK, set_size=5)
+    nets = [network(), network()]
+    for net, steps in zip(nets, (3, 4), strict=True):
+        history = fastperm.train(net, task, steps=steps, batch=3, progress=False, validate=3)
+        assert np.isfinite(history["validation_loss"][-1])
+    fastperm.train(nets[0], task, steps=1, batch=3, seed=1, progress=False, validate=None)
+    assert not np.array_equal(on_host(nets[0].parameters.flat), on_host(nets[1].parameters.flat))
+
+
+def test_networks_of_all_backends_are_tested_on_the_same_sets(cupy):
+    from fastperm.estimation import evaluate
+
+    task = fastperm.PowerSpectrum(**TASK, set_size=5)
+    found, wanted = (evaluate(network(), of, sets=3) for of in (task, task.to("reference")))
+    np.testing.assert_array_equal(found.truths, wanted.truths)
+    np.testing.assert_allclose(found.estimates, wanted.estimates, rtol=1e-5)
+
+
 def test_wide_products_in_bfloat16(cupy, monkeypatch):
     from fastperm.kernels.cuda import pooling, product
 

@@ -356,6 +356,33 @@ def test_fourier_series(cuda):
     assert error(found, wanted) <= 1e-13
 
 
+@pytest.mark.parametrize("logarithm", [True, False])
+@pytest.mark.parametrize("amplitudes", ["exponential", "fixed", "lognormal"])
+def test_random_functions(cuda, amplitudes, logarithm):
+    results = []
+    for kernels in (cuda, reference):
+        coefficients, targets = poisoned((3, 5), "complex128"), poisoned((3, 2), "float64")
+        mean = 1 / np.arange(1.0, 6) ** 2
+        kernels.random_functions(
+            3**39 + SEED, mean, amplitudes, 3, logarithm, coefficients=coefficients, targets=targets
+        )
+        results.append((coefficients.view(np.float64), targets))
+    for found, wanted in zip(*results, strict=True):
+        assert error(found, wanted) <= 1e-14
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_random_samples(cuda, dtype, noise):
+    offsets = np.array([0, 1, 4, 9])
+    coefficients = np.random.default_rng(SEED).standard_normal((3, 10)).view(np.complex128)
+    found, wanted = poisoned((9, 2), dtype), poisoned((9, 2), dtype)
+    cuda.random_samples(3**39 + SEED, offsets, coefficients, noise, values=found)
+    reference.random_samples(3**39 + SEED, offsets, coefficients, noise, values=wanted)
+    np.testing.assert_array_equal(found[:, 0], wanted[:, 0])
+    assert error(found, wanted) <= (1e-14 if dtype == "float64" else 6e-8)  # another way to round the last digit
+
+
 @WEIGHTED
 def test_canonical_order(cuda, weighted):
     case = Case((1, 6, 9), 3, 1, weighted)

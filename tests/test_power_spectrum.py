@@ -343,12 +343,19 @@ def test_from_config():
         ({"noise": -0.1}, ValueError, "noise must be at least 0, got -0.1"),
         ({"output": "ln"}, ValueError, "output must be one of 'log', 'power', got 'ln'"),
         ({"dtype": "float16"}, ValueError, "dtype must be float32 or float64"),
-        ({"backend": "cuda"}, ValueError, "backend must be one of 'auto', 'cpu', 'reference', got 'cuda'"),
+        ({"backend": "gpu"}, ValueError, "backend must be one of 'auto', 'reference', 'cpu', 'cuda', got 'gpu'"),
     ],
 )
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         PowerSpectrum(**arguments)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("fastperm.backend.why_missing", lambda name: "there is no GPU")
+    for make in (lambda: PowerSpectrum(backend="cuda"), lambda: PowerSpectrum().to("cuda")):
+        with pytest.raises(RuntimeError, match="backend 'cuda' is not available: there is no GPU"):
+            make()
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,8 @@ def _stored_options(stored):
 
 def _build(options):
     import fastperm
-    from fastperm.runs import check_output, task_backend
+    from fastperm.backend import resolve
+    from fastperm.runs import check_output
 
     width, depth = options["width"], options["depth"]
     if len(width) == 1:
@@ -187,7 +188,9 @@ def _build(options):
     with usage_errors():
         check_output(options["scale"], options["output"])
         task = fastperm.PowerSpectrum(
-            **{name: options[name] for name in _TASK}, dtype=options["dtype"], backend=task_backend(options["backend"])
+            **{name: options[name] for name in _TASK},
+            dtype=options["dtype"],
+            backend=resolve(options["backend"], options["dtype"]),
         )
         net = fastperm.DeepSet(
             *(task.in_features, width, depth or len(width), task.out_features),

@@ -20,6 +20,8 @@ from fastperm.kernels.cuda.fourier_series import fourier_series
 from fastperm.kernels.cuda.mean_squared_error import mean_squared_error
 from fastperm.kernels.cuda.paths import paths
 from fastperm.kernels.cuda.pooling import pooling_backward, pooling_forward
+from fastperm.kernels.cuda.random_functions import random_functions
+from fastperm.kernels.cuda.random_samples import random_samples
 
 __all__ = [
     "adam_step",
@@ -42,6 +44,8 @@ __all__ = [
     "paths",
     "pooling_backward",
     "pooling_forward",
+    "random_functions",
+    "random_samples",
     "xp",
 ]
 

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel
+from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel
 from fastperm.kernels.cuda.offsets import on_device
 from fastperm.kernels.cuda.pooling import sets_of_rows
 
@@ -27,6 +27,22 @@ def fourier_series(
     _fourier_series(-(-len(x) // THREADS), x, sets, coefficients.view(np.float64), k_max, len(x), y)
 
 
+@device
+def series_at(x, coefficients, s, k_max):
+    """Return the series of set s at x; ``coefficients`` (S, k_max, 2) are real and imaginary parts."""
+    cosine = math.cos(x)
+    sine = math.sin(x)
+    place = 2 * k_max * (s + 1)
+    re = np.float64(0)
+    im = np.float64(0)
+    for _ in range(k_max):
+        place -= 2
+        turned = re * cosine - im * sine + coefficients[place]
+        im = re * sine + im * cosine + coefficients[place + 1]
+        re = turned
+    return re * cosine - im * sine
+
+
 @kernel("f8* i4* f8* i8 i8 f8*", threads=THREADS)
 def _fourier_series(
     x,  # (T,)
@@ -38,14 +54,4 @@ def _fourier_series(
 ):
     row = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
     if row < rows:
-        cosine = math.cos(x[row])
-        sine = math.sin(x[row])
-        place = 2 * k_max * (np.int64(sets[row]) + 1)
-        re = np.float64(0)
-        im = np.float64(0)
-        for _ in range(k_max):
-            place -= 2
-            turned = re * cosine - im * sine + coefficients[place]
-            im = re * sine + im * cosine + coefficients[place + 1]
-            re = turned
-        y[row] = re * cosine - im * sine
+        y[row] = series_at(x[row], coefficients, np.int64(sets[row]), k_max)

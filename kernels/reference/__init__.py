@@ -19,6 +19,8 @@ from fastperm.kernels.reference.fourier_series import fourier_series
 from fastperm.kernels.reference.mean_squared_error import mean_squared_error
 from fastperm.kernels.reference.paths import paths
 from fastperm.kernels.reference.pooling import pooling_backward, pooling_forward
+from fastperm.kernels.reference.random_functions import random_functions
+from fastperm.kernels.reference.random_samples import random_samples
 
 __all__ = [
     "adam_step",
@@ -41,5 +43,7 @@ __all__ = [
     "paths",
     "pooling_backward",
     "pooling_forward",
+    "random_functions",
+    "random_samples",
     "xp",
 ]
