@@ -18,7 +18,7 @@ _HOMES = {
     "set_num_threads": "threads",
     "spectrum_posterior": "optimum",
     "train": "training",
-    "train_step": "training",
+    "train_step": "steps",
 }
 
 __all__ = [
@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     from fastperm.paths import explain
     from fastperm.power_spectrum import PowerSpectrum
     from fastperm.sets import Sets
+    from fastperm.steps import train_step
     from fastperm.threads import get_num_threads, set_num_threads
-    from fastperm.training import train, train_step
+    from fastperm.training import train
 
 
 def __getattr__(name):

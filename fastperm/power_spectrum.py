@@ -182,24 +182,31 @@ class PowerSpectrum:
         if self._calls_back:
             sets, targets = self._sample(batch, generator)
             return Sets._trusted(kernels.xp.asarray(sets.values), sets.offsets, None), kernels.xp.asarray(targets)
-        return self._sample_on_gpu(batch, generator, kernels)
+        key = _DeviceSampler.key(generator)
+        sampler = _DeviceSampler(self, self._offsets(batch, generator), self.dtype, np.float64)
+        sampler.draw(key)
+        return sampler.sets, sampler.targets
 
-    def _sample_on_gpu(self, batch, generator, kernels):
-        """Draw a batch with kernels whose key comes from the generator."""
-        key = _key(generator)
-        coefficients, targets = self._draw_on_gpu(batch, key, kernels)
-        offsets = self._offsets(batch, generator)
-        values = kernels.xp.empty((int(offsets[-1]), 2), self.dtype)
-        kernels.random_samples(key, offsets, coefficients, self.noise, values=values)
-        return Sets._trusted(values, offsets, None), targets
+    def device_sampler(self, batch, dtype):
+        """Return what draws batches of one size on the GPU without asking the host, as `train` does there.
 
-    def _draw_on_gpu(self, batch, key, kernels):
-        """Return Fourier coefficients and targets."""
-        coefficients = kernels.xp.empty((batch, self.k_max), np.complex128)
-        targets = kernels.xp.empty((batch, self.out_features), np.float64)
-        law = (self.mean_power, self.amplitudes, int(self.frequencies[0]), self.output == "log")
-        kernels.random_functions(key, *law, coefficients=coefficients, targets=targets)
-        return coefficients, targets
+        Parameters
+        ----------
+        batch : int
+            Number of sets.
+        dtype : numpy.dtype
+            Type of values and targets.
+
+        Returns
+        -------
+        sampler : object or None
+            ``key(generator)`` takes from a generator what ``draw(key)`` then draws a batch from, into ``sets`` and
+            ``targets``; None if the task is not on the backend "cuda", if sets differ in size, or if callables draw.
+        """
+        own = type(self).sample is PowerSpectrum.sample
+        if self.backend != "cuda" or self._calls_back or isinstance(self.set_size, tuple) or not own:
+            return None
+        return _DeviceSampler(self, self._offsets(batch, None), dtype, dtype)
 
     def _sample(self, batch, generator):
         """Draw a batch on the host."""
@@ -263,7 +270,8 @@ class PowerSpectrum:
         """
         batch, generator = check_integer(batch, "batch", minimum=1), _generator(seed)
         if self.backend == "cuda" and not self._calls_back:
-            return on_host(self._draw_on_gpu(batch, _key(generator), backends.get("cuda"))[0])
+            offsets = np.arange(batch + 1)
+            return on_host(_DeviceSampler(self, offsets, self.dtype, np.float64).draw(_DeviceSampler.key(generator)))
         return self._draw(batch, generator)[1]
 
     def prior_mean(self):
@@ -395,6 +403,31 @@ class PowerSpectrum:
         return x
 
 
+class _DeviceSampler:
+    """Batches of a task whose functions are no callables, drawn on the GPU into the same arrays every time."""
+
+    def __init__(self, task, offsets, dtype, target_dtype):
+        self._kernels, batch = backends.get("cuda"), len(offsets) - 1
+        xp = self._kernels.xp
+        self._coefficients = xp.empty((batch, task.k_max), np.complex128)
+        self.targets = xp.empty((batch, task.out_features), target_dtype)
+        self.sets = Sets._trusted(xp.empty((int(offsets[-1]), 2), dtype), offsets, None)
+        self._law = task.mean_power, task.amplitudes, int(task.frequencies[0]), task.output == "log"
+        self._noise = task.noise
+
+    @staticmethod
+    def key(generator):
+        """Return what a batch is drawn from: 63 bits of the generator, which moves on."""
+        return int(generator.integers(1 << 63, dtype=np.uint64))
+
+    def draw(self, key):
+        """Draw a batch from a key, or from an array on the GPU that has it, and return its Fourier coefficients."""
+        c = self._coefficients
+        self._kernels.random_functions(key, *self._law, coefficients=c, targets=self.targets)
+        self._kernels.random_samples(key, self.sets.offsets, c, self._noise, values=self.sets.values)
+        return c
+
+
 def evaluate_series(x, coefficients, *, backend="auto"):
     """Evaluate real Fourier series, f(x) = Re Σ_k c_k e^{ikx}.
 
@@ -456,11 +489,6 @@ def _check_backend(name):
     """Return the name, or say at once that there is no GPU."""
     check_choice(name, "backend", ("auto", *backends.BACKENDS))
     return backends.resolve(name) if name == "cuda" else name
-
-
-def _key(generator):
-    """Return what kernels draw from: 63 bits of the generator, which moves on."""
-    return int(generator.integers(1 << 63, dtype=np.uint64))
 
 
 def _check_integer_or_pair(value, name):

@@ -1,4 +1,4 @@
-"""Training: one step, and a run that can be stopped at any moment and taken up again to the bit."""
+"""Training: a run that can be stopped at any moment and taken up again to the bit."""
 
 import csv
 import math
@@ -17,57 +17,17 @@ from fastperm.adam import Adam
 from fastperm.checkpoints import COLUMNS, load_checkpoint, save_checkpoint
 from fastperm.checks import check_choice, check_integer
 from fastperm.files import replacing
-from fastperm.kernels.arrays import on_gpu, on_host
+from fastperm.kernels.arrays import on_host
 from fastperm.losses import as_targets
+from fastperm.steps import Steps
 
 SCHEDULES = ("constant", "cosine")
 
+# Seconds between two looks at steps that are queued on a GPU.
+_LOOK = 0.1
+
 # Streams of random numbers that a run draws from; SeedSequence keeps them apart.
 _TRAINING, _VALIDATION = 0, 1
-
-
-def train_step(net, sets, targets, optimizer, *, learning_rate=None):
-    """Take one training step: forward, mean squared error, backward, Adam.
-
-    Parameters
-    ----------
-    net : DeepSet
-        The network. Its parameters change, and its gradients become those of this batch.
-    sets : Sets or array-like
-        The batch.
-    targets : array-like of shape (S, out_features)
-        What the network should predict; (T, out_features) without pooling.
-    optimizer : Adam
-        The optimiser.
-    learning_rate : float or None, default=None
-        That of this step alone; None for the optimiser's own.
-
-    Returns
-    -------
-    float
-        Mean squared error before the step.
-
-    Raises
-    ------
-    FloatingPointError
-        If the loss is not finite. Parameters and optimiser are then as they were.
-    ValueError
-        If sets or targets have the wrong shape.
-    """
-    loss = net._loss_and_gradients(sets, targets)
-    waiting = on_gpu(loss) and type(optimizer).step is Adam.step
-    if waiting:  # the GPU goes on with the step and looks at the loss itself
-        before = optimizer.steps, list(optimizer._moments)
-        optimizer._step(net.parameters, net.gradients, learning_rate, loss=loss)
-    loss = float(loss)
-    if not np.isfinite(loss):
-        if waiting:
-            optimizer.steps, optimizer._moments = before
-        raise FloatingPointError(f"the loss is {loss}")
-    if not waiting:
-        own = {} if learning_rate is None else {"learning_rate": learning_rate}  # which other optimisers need not know
-        optimizer.step(net.parameters, net.gradients, **own)
-    return loss
 
 
 def train(
@@ -90,7 +50,9 @@ def train(
     """Train a network on a task.
 
     Batch t is drawn from a generator that depends on ``seed`` and t only, so a run that is stopped and resumed takes
-    bitwise the same steps as one that is not.
+    bitwise the same steps as one that is not. On the cuda backend, steps on a task that draws there, such as
+    ``PowerSpectrum(backend="cuda")``, are queued as one CUDA graph, if all of their kernels are fastperm's own: without
+    symmetry, scale, bitwise invariance, sets of differing sizes and layers that are wide enough for NVIDIA's library.
 
     Parameters
     ----------
@@ -136,7 +98,8 @@ def train(
     -------
     dict of str to list
         ``step``, ``loss`` (of the batch, before the step), ``validation_loss`` (after it; NaN where not measured) and
-        ``seconds`` (time trained so far).
+        ``seconds`` (time trained when the loss was known: a GPU that draws its own batches is asked ten times a
+        second).
 
     Raises
     ------
@@ -187,6 +150,7 @@ def train(
         if history is not None:
             write_history(history, records)
 
+    work = Steps(net, task, optimizer, batch)
     bar = tqdm(total=steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True)
     start = time.perf_counter()
 
@@ -196,14 +160,21 @@ def train(
                 bar.write("finishing the step ...", file=sys.stderr)
 
     with bar, _held_interrupt(announce) as interrupted:
+        taken, looked = first, start
         for step in range(first + 1, steps + 1):
-            sets, targets = task.sample(batch, _generator(seed, _TRAINING, step))
+            rate = None if schedule == "constant" else cosine_rate(optimizer.learning_rate, step, steps)
+            due = step % every == 0 or step == steps
             try:
-                rate = None if schedule == "constant" else cosine_rate(optimizer.learning_rate, step, steps)
-                loss = train_step(net, sets, targets, optimizer, learning_rate=rate)
+                work.take(_generator(seed, _TRAINING, step), rate)
+                waits = time.perf_counter() - looked < _LOOK and step - taken < work.capacity
+                if waits and not due and not interrupted.is_set():
+                    continue
+                losses = work.losses()
             except FloatingPointError as error:
                 raise FloatingPointError(f"{error} at step {step}{_kept(checkpoint)}") from None
-            due = step % every == 0 or step == steps
+            if not np.isfinite(losses[-1]):
+                failed = taken + len(losses)
+                raise FloatingPointError(f"the loss is {losses[-1]} at step {failed}{_kept(checkpoint)}")
             measured = np.nan
             if due and validation is not None:
                 errors = _validation_errors(net, *validation)
@@ -211,11 +182,15 @@ def train(
                 if report is not None:
                     with bar.external_write_mode(file=sys.stdout):
                         report(step, errors)
-            elapsed = time.perf_counter() - start
-            for name, value in zip(COLUMNS, (step, loss, measured, before + elapsed), strict=True):
-                records[name].append(value)
-            bar.set_postfix_str(f"loss {loss:.4f}, {(step - first) * batch / elapsed:,.0f} sets/s", refresh=False)
-            bar.update()
+            looked = time.perf_counter()
+            elapsed = looked - start
+            for number, loss in enumerate(losses, taken + 1):
+                known = (number, loss, measured if number == step else np.nan, before + elapsed)
+                for name, value in zip(COLUMNS, known, strict=True):
+                    records[name].append(value)
+            bar.set_postfix_str(f"loss {losses[-1]:.4f}, {(step - first) * batch / elapsed:,.0f} sets/s", refresh=False)
+            bar.update(step - taken)
+            taken = step
             if due or interrupted.is_set():
                 save()
             if interrupted.is_set():

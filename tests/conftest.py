@@ -3,6 +3,7 @@
 import sys
 import threading
 
+import fake_cupy
 import numpy as np
 import pytest
 
@@ -77,3 +78,26 @@ def cuda():
         patch.setattr("numba.cuda.simulator.kernelapi.FakeCUDAShared", Shared)
         yield cuda
     sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def cupy(cuda, monkeypatch):
+    """CuPy, and kernels that refuse everything else."""
+    from fastperm.kernels.cuda import compiling
+
+    if not compiling.SIMULATED:
+        yield pytest.importorskip("cupy")
+        return
+    module, simulated = fake_cupy.Cupy(), compiling._simulated_argument
+
+    def argument(parameter, value):
+        if isinstance(value, np.ndarray):
+            raise TypeError("expected an array on the GPU, got one of NumPy")
+        return simulated(parameter, value._array if isinstance(value, fake_cupy.ndarray) else value)
+
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(compiling, "_simulated_argument", argument)
+    for name, own in list(sys.modules.items()):
+        if name.startswith("fastperm.kernels.cuda.") and hasattr(own, "xp"):
+            monkeypatch.setattr(own, "xp", lambda: module)
+    yield module

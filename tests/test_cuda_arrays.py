@@ -2,7 +2,6 @@
 
 import sys
 
-import fake_cupy
 import numpy as np
 import pytest
 from cases import error, to_bf16
@@ -15,27 +14,6 @@ from fastperm.losses import mean_squared_error
 pytestmark = pytest.mark.cuda
 
 COUNTS = (3, 1, 5)
-
-
-@pytest.fixture
-def cupy(cuda, monkeypatch):
-    """CuPy, and kernels that refuse everything else."""
-    if not compiling.SIMULATED:
-        yield pytest.importorskip("cupy")
-        return
-    module, simulated = fake_cupy.Cupy(), compiling._simulated_argument
-
-    def argument(parameter, value):
-        if isinstance(value, np.ndarray):
-            raise TypeError("expected an array on the GPU, got one of NumPy")
-        return simulated(parameter, value._array if isinstance(value, fake_cupy.ndarray) else value)
-
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(compiling, "_simulated_argument", argument)
-    for name, own in list(sys.modules.items()):
-        if name.startswith("fastperm.kernels.cuda.") and hasattr(own, "xp"):
-            monkeypatch.setattr(own, "xp", lambda: module)
-    yield module
 
 
 @pytest.fixture

@@ -195,8 +195,8 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch)
     old.rename(new)
     grid = {"width": 4, "depth": 1, "set_size": 16, "steps": steps, "batch": 4}
     counted = []
-    step = fastperm.training.train_step
-    monkeypatch.setattr(fastperm.training, "train_step", lambda *a, **how: counted.append(1) or step(*a, **how))
+    step = fastperm.steps.train_step
+    monkeypatch.setattr(fastperm.steps, "train_step", lambda *a, **how: counted.append(1) or step(*a, **how))
     tests = sweeps.Tests(sets=4)
     run(tmp_path / "killed", grid, tests=tests)
     assert len(counted) == 30, "from the checkpoint"

@@ -11,6 +11,7 @@ the folder cannot be written to, every process compiles for itself.
 With ``NUMBA_ENABLE_CUDASIM=1`` the same kernels run on NumPy arrays, in Numba's simulator, without a GPU.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -58,6 +59,9 @@ ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
 
 KERNELS: dict[str, "Kernel"] = {}
 
+# Where launches are remembered, the innermost last; none is, as a rule.
+_records: list[list] = []
+
 
 class Kernel:
     """A kernel: calling it launches it on the current stream.
@@ -95,6 +99,8 @@ class Kernel:
         """
         if blocks == 0:
             return
+        if _records:
+            _records[-1].append((self, blocks, arguments, shared))
         values = tuple([take(argument) for take, argument in zip(self._takes, arguments, strict=True)])
         if SIMULATED:
             flat = map(_simulated_argument, self.parameters, values)
@@ -149,6 +155,17 @@ def device(function):
     if cuda is None:
         return function
     return cuda.jit(device=True)(function) if SIMULATED else cuda.jit(device=True, inline="always")(function)
+
+
+@contextlib.contextmanager
+def recorded():
+    """Give a list that gets (kernel, blocks, arguments, shared) of all launches that are made meanwhile."""
+    launches: list[tuple] = []
+    _records.append(launches)
+    try:
+        yield launches
+    finally:
+        _records.remove(launches)
 
 
 def xp():

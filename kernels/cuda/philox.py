@@ -14,6 +14,11 @@ FIRST_STEP, SECOND_STEP = (np.uint64(step) for step in KEY_STEPS)
 TURN = 2 * math.pi
 
 
+def key_or_keys(key):
+    """Return the two parameters by which a kernel is given its key: a number, or an array on the GPU that has it."""
+    return (key, None) if isinstance(key, int) else (-1, key)
+
+
 @device
 def uniforms(index, stream, key):
     """Return the two numbers of an index in a stream, uniform on (0, 1)."""

@@ -24,7 +24,7 @@ def random_functions(
     logarithm,  # whether targets are log p_k
     *,
     coefficients,  # (S, k_max) complex128, overwritten
-    targets,  # (S, K_fin) float64, overwritten
+    targets,  # (S, K_fin) float64 or float32, overwritten
 ):
     index = np.arange(coefficients.size)
     powers = np.broadcast_to(mean_power, coefficients.shape)

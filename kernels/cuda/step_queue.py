@@ -1,0 +1,111 @@
+"""Training steps that are queued on the GPU, while the host does not wait for their losses.
+
+A step is one graph (`graphs.py`), whose launches have the same arguments every time. What changes from step to step
+goes before it, by one launch: the key of the batch, the rate of Adam, and the loss of the step before, which would be
+overwritten. If that is not finite, no step changes anything any more.
+"""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from fastperm.kernels.arrays import on_host
+from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
+from fastperm.kernels.cuda.graphs import Graph
+from fastperm.kernels.cuda.product import by_library
+from fastperm.kernels.cuda.resident import layout_for
+from fastperm.kernels.cuda.strips import Layout
+
+THREADS = 4 if SIMULATED else 256
+
+
+def why_not_queued(
+    offsets,  # (S + 1,), on the host
+    widths,  # K_0, K_1, ..., K_D, K_fin
+    aggregate,
+    pool,
+    orders=0,
+    precision="float32",
+):
+    """Return why the steps of a network on such a batch cannot be one graph, or None if they can."""
+    if orders:
+        return "angular layers are not all kernels of ours"
+    if isinstance(layout_for(offsets, widths, aggregate, pool, precision), Layout):
+        return None
+    if any(by_library(*pair, rounding) for pair in pairwise(widths) for rounding in ("float32", precision)):
+        return "NVIDIA's library computes some products"
+    return None
+
+
+class StepQueue:
+    """Training steps whose work is always the same.
+
+    Parameters
+    ----------
+    gradients : array of shape (P,)
+        They are zero when the work begins.
+    capacity : int
+        Steps whose losses are kept.
+    """
+
+    def __init__(self, gradients, capacity):
+        self.keys, self.rates = xp().zeros(1, np.int64), xp().zeros(1, np.float32)
+        self._history = xp().zeros(capacity, np.float64)
+        self._gradients = gradients
+        self._graph: Graph | None = None
+        self._loss: Any = None  # an array on the GPU
+        self.waiting = 0
+
+    def step(self, key, rate, work):
+        """Queue a step: of this key, below 2⁶³, and rate of Adam, by ``work()``, which is called once.
+
+        It must take key and rate from ``keys`` and ``rates``, and returns the loss as an array on the GPU.
+        """
+        self._begin(key, rate)
+        if self._graph is None:
+            graph = Graph()
+            self._loss = graph.record(work)
+            self._graph = graph
+        else:
+            self._graph.launch()
+        self.waiting += 1
+
+    def losses(self):
+        """Wait for all steps and return their losses, of which those after one that is not finite mean nothing."""
+        if not self.waiting:
+            return []
+        earlier, self.waiting = on_host(self._history[: self.waiting - 1]), 0
+        return [*map(float, earlier), float(self._loss)]
+
+    def _begin(self, key, rate):
+        size = self._gradients.size
+        before = (self.waiting - 1, self._loss if self.waiting else None)
+        _begin_step(
+            -(-size // THREADS), key, rate, *before, size, self.keys, self.rates, self._history, self._gradients
+        )
+
+
+@kernel("i8 f4 i8 f8* i8 i8* f4* f8* f4*", threads=THREADS)
+def _begin_step(
+    key,
+    rate,
+    place,  # of the loss of the step before; −1: there is none that is not known
+    loss,  # (1,)
+    size,  # P
+    keys,  # (1,)
+    rates,  # (1,)
+    history,  # (capacity,)
+    gradients,  # (P,)
+):
+    i = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    if i < size:
+        gradients[i] = np.float32(0)
+    if i == 0:
+        if place >= 0:
+            history[place] = loss[0]
+            if not (math.isfinite(loss[0]) and math.isfinite(rates[0])):
+                rate = np.float32(np.nan)
+        keys[0] = key
+        rates[0] = rate

@@ -1,0 +1,240 @@
+"""Training steps queued on the GPU: on one, or in the simulator with a stand-in for CuPy."""
+
+import logging
+
+import numpy as np
+import pytest
+
+import fastperm
+from fastperm.kernels.arrays import on_gpu, on_host
+from fastperm.kernels.cuda import compiling, graphs, step_queue
+from fastperm.steps import Steps
+
+pytestmark = pytest.mark.cuda
+
+TASK = {"k_max": 3, "k_fin": (2, 3), "set_size": 5, "dtype": "float32", "backend": "cuda"}
+ON_CHIP = {"aggregate": "mean", "pool": "sum"}
+LAYER_BY_LAYER = {"aggregate": "max", "pool": "mean"}
+
+
+def network(**settings):
+    return fastperm.DeepSet(2, (4, 3), 2, 2, seed=0, backend="cuda", **settings)
+
+
+def trained(how, task=TASK, rate=1e-2, **settings):
+    """Return the parameters after some steps, the history and the optimiser."""
+    net, optimizer = network(**how), fastperm.Adam(rate)
+    settings = {"steps": 5, "batch": 3, "seed": 1, "every": 3, "validate": 2, "schedule": "cosine"} | settings
+    history = fastperm.train(net, fastperm.PowerSpectrum(**task), optimizer=optimizer, progress=False, **settings)
+    return on_host(net.parameters.flat), history, optimizer, on_host(net.gradients.flat)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Return a function after which nothing is queued."""
+    return lambda: monkeypatch.setattr(step_queue, "why_not_queued", lambda *_, **__: "this is a test")
+
+
+@pytest.mark.parametrize("how", [ON_CHIP, LAYER_BY_LAYER], ids=["on chip", "layer by layer"])
+@pytest.mark.parametrize(
+    "law", [{}, {"amplitudes": "lognormal", "noise": 0.1, "output": "power"}], ids=["default", "other"]
+)
+def test_queued_steps_are_those_that_one_waits_for(cupy, one_by_one, how, law):
+    queued = trained(how, TASK | law)
+    one_by_one()
+    wanted = trained(how, TASK | law)
+    np.testing.assert_array_equal(queued[0], wanted[0])
+    np.testing.assert_array_equal(queued[3], wanted[3])
+    assert np.abs(queued[3]).max() > 0
+    for name in ("step", "loss", "validation_loss"):
+        np.testing.assert_array_equal(queued[1][name], wanted[1][name])
+    assert queued[2].steps == 5
+    for name, array in queued[2].state().items():
+        np.testing.assert_array_equal(array, wanted[2].state()[name])
+
+
+def test_steps_are_queued(cupy, monkeypatch):
+    calls = []
+    monkeypatch.setattr(graphs.Graph, "launch", lambda self: calls.append(1) or self._launch_one_by_one())
+    trained(ON_CHIP)
+    assert len(calls) == 4  # the first step is recorded
+
+
+def test_losses_are_known_whenever_one_asks(cupy):
+    found = []
+    for groups in ((1, 3, 2), (1,) * 6):
+        work = Steps(network(**ON_CHIP), fastperm.PowerSpectrum(**TASK), fastperm.Adam(), 3)
+        generator, losses = np.random.default_rng(0), []
+        for asked in groups:
+            for _ in range(asked):
+                work.take(generator)
+            losses += work.losses()
+        assert work.losses() == []
+        found.append(losses)
+    assert len(set(found[0])) == 6
+    assert found[0] == found[1]
+
+
+def test_a_run_goes_on_to_the_bit(cupy, tmp_path):
+    path = tmp_path / "run.safetensors"
+    trained(ON_CHIP, steps=2, checkpoint=path, schedule="constant")
+    again = trained(ON_CHIP, steps=5, checkpoint=path, resume=True, schedule="constant")
+    wanted = trained(ON_CHIP, schedule="constant")
+    np.testing.assert_array_equal(again[0], wanted[0])
+    np.testing.assert_array_equal(again[1]["loss"], wanted[1]["loss"])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_loss_that_is_not_finite_stops_all_steps_behind_it(cupy, one_by_one):
+    """The same step is named, and parameters and moments are those before it, however many were queued behind."""
+    found = []
+    for prepare in (lambda: None, one_by_one):
+        prepare()
+        net, optimizer = network(**ON_CHIP), fastperm.Adam(1e13)
+        with pytest.raises(FloatingPointError) as error:
+            fastperm.train(
+                *(net, fastperm.PowerSpectrum(**TASK)),
+                steps=9,
+                batch=3,
+                optimizer=optimizer,
+                progress=False,
+                validate=None,
+            )
+        found.append((str(error.value), on_host(net.parameters.flat), optimizer.steps, optimizer.state()))
+    assert found[0][0] == found[1][0]
+    assert 1 < found[0][2] + 1 < 9, "this test is of steps before and behind"
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    assert found[0][2] == found[1][2]
+    for name, array in found[0][3].items():
+        np.testing.assert_array_equal(array, found[1][3][name])
+
+
+def test_without_memory_steps_are_taken_one_by_one(cupy, one_by_one, monkeypatch):
+    step = fastperm.kernels.cuda.deep_set_step
+    sizes = []
+
+    def too_large(x, *rest, **how):
+        sizes.append(len(x))
+        if len(x) > 10:
+            raise MemoryError("too large")
+        return step(x, *rest, **how)
+
+    monkeypatch.setattr(fastperm.kernels.cuda, "deep_set_step", too_large)
+    found = trained(ON_CHIP, steps=2, validate=None)
+    assert sizes == [15, 15, 5, 10, 15, 5, 10]  # queued, alone, in halves; and again
+    one_by_one()
+    wanted = trained(ON_CHIP, steps=2, validate=None)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1]["loss"], wanted[1]["loss"])
+
+
+class OwnSample(fastperm.PowerSpectrum):
+    def sample(self, batch, seed):
+        return super().sample(batch, seed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "task"),
+    [
+        ({"symmetry": "circle", "orders": 1}, fastperm.PowerSpectrum),
+        ({"symmetry": "circle", "orders": 0}, fastperm.PowerSpectrum),
+        ({"scale": "rms"}, fastperm.PowerSpectrum),
+        ({"invariance": "bitwise"}, fastperm.PowerSpectrum),
+        ({"width": 256}, fastperm.PowerSpectrum),
+        ({}, OwnSample),
+        ({}, lambda **task: fastperm.PowerSpectrum(**task | {"set_size": (4, 5)})),
+        ({}, lambda **task: fastperm.PowerSpectrum(**task).to("auto")),
+        ({}, lambda **task: fastperm.PowerSpectrum(**task | {"amplitudes": lambda generator, mean: mean})),
+    ],
+    ids=["circle", "shift", "scale", "bitwise", "library", "subclass", "sizes", "host", "callable"],
+)
+def test_what_is_not_queued(cupy, settings, task):
+    width = settings.pop("width", 4)
+    net = fastperm.DeepSet(2, width, 2, 2, seed=0, backend="cuda", **settings)
+    work = Steps(net, task(**TASK), fastperm.Adam(), 3)
+    assert work.capacity == 1
+    if width == 4:
+        work.take(np.random.default_rng(0))
+        assert np.isfinite(work.losses()).all()
+
+
+def test_a_task_that_does_not_fit_is_refused_as_ever(cupy):
+    task = fastperm.PowerSpectrum(**TASK | {"k_fin": 3})
+    with pytest.raises(ValueError, match=r"targets must have shape \(3, 2\)"):
+        fastperm.train(network(), task, steps=1, batch=3, progress=False, validate=None)
+
+
+def test_an_optimizer_of_ones_own_is_asked(cupy):
+    class Halved(fastperm.Adam):
+        def step(self, parameters, gradients, *, learning_rate=None):
+            super().step(parameters, gradients, learning_rate=self.learning_rate / 2)
+
+    assert Steps(network(), fastperm.PowerSpectrum(**TASK), Halved(), 3).capacity == 1
+
+
+class Stream:
+    """A stream that captures as CUDA does: what is launched meanwhile does not run."""
+
+    def __init__(self, log, error=None):
+        self.log, self.error = log, error
+
+    def __enter__(self):
+        self.log.append("enter")
+
+    def __exit__(self, *exception):
+        self.log.append("exit")
+
+    def begin_capture(self):
+        if self.error:
+            raise self.error
+        self.log.append("begin")
+        self.launch, self.captured = compiling.Kernel.__call__, []
+        compiling.Kernel.__call__ = lambda kernel, *a, **how: self.captured.append((kernel, a, how))
+
+    def end_capture(self):
+        self.log.append("end")
+        if self.error:
+            raise RuntimeError("no capture has begun")
+        compiling.Kernel.__call__ = self.launch
+        return self
+
+    def launch_graph(self):
+        for kernel, arguments, how in self.captured:
+            kernel(*arguments, **how)
+
+
+@pytest.mark.skipif(not compiling.SIMULATED, reason="a GPU captures by itself")
+@pytest.mark.parametrize(
+    "error", [None, RuntimeError("cudaErrorStreamCaptureUnsupported")], ids=["captured", "refused"]
+)
+def test_capture(cupy, monkeypatch, caplog, error):
+    wanted = trained(ON_CHIP)
+    log = []
+
+    def make(non_blocking):
+        assert non_blocking
+        stream = Stream(log, error)
+        end = stream.end_capture
+        graph = type("Graph", (), {"launch": lambda self: log.append("launch") or stream.launch_graph()})
+        stream.end_capture = lambda: end() and graph()
+        return stream
+
+    monkeypatch.setattr(cupy.cuda, "Stream", make, raising=False)
+    monkeypatch.setattr(graphs, "SIMULATED", False)
+    with caplog.at_level(logging.WARNING):
+        found = trained(ON_CHIP)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    if error:
+        assert "cannot be captured" in caplog.text
+        assert caplog.text.count("cannot") == 1
+    else:
+        assert log == ["enter", "begin", "end", "exit", *["launch"] * 4]
+        assert not caplog.text
+
+
+def test_what_lies_on_the_gpu_stays_there(cupy, monkeypatch):
+    monkeypatch.setattr("fastperm.kernels.cuda.step_queue.on_host", lambda array: pytest.fail("copied to the host"))
+    work = Steps(network(**ON_CHIP), fastperm.PowerSpectrum(**TASK), fastperm.Adam(), 3)
+    for _ in range(3):
+        work.take(np.random.default_rng(0))
+    assert on_gpu(work._queue._loss)
