@@ -44,7 +44,8 @@ host-test: $(VENV)/.made-test
 	$(BIN)/python -m pytest
 
 simulator-test: $(VENV)/.made-test
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m cuda tests/test_cuda_kernels.py tests/test_cuda_arrays.py tests/test_step_queue.py
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m cuda \
+	    tests/test_cuda_kernels.py tests/test_cuda_arrays.py tests/test_step_queue.py tests/test_simulator.py
 
 check: $(VENV)/.made-check
 	$(BIN)/ruff check .

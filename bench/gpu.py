@@ -40,7 +40,7 @@ LIMITS = {
     "rates": 25,
     "benchmark": TOTAL_SECONDS,
 }
-# A small part of the tests in the simulator: the others take minutes there, and `make test` runs them.
+# A small part of the tests in the simulator: `make test` runs all of them.
 DRY_TESTS = "two_runs or dense or adam"
 COMPILE = """
 from fastperm.kernels.cuda.compiling import cache_folder, compiler, current_architecture, fill_cache

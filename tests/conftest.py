@@ -1,7 +1,6 @@
 """The cuda kernels as tests call them: in Numba's simulator, or on a GPU."""
 
 import sys
-import threading
 
 import fake_cupy
 import numpy as np
@@ -32,27 +31,6 @@ class OnDevice:
         return self.kernels.xp.asarray(value) if isinstance(value, np.ndarray) else value
 
 
-class _OnceForAll(dict):
-    """Where the simulator keeps shared arrays: the first thread that misses one makes it, while the others wait.
-
-    Left to itself, the simulator gives two threads that ask at once an array each.
-    """
-
-    def __init__(self):
-        self.lock = threading.Lock()
-
-    def get(self, key):
-        self.lock.acquire()
-        found = super().get(key)
-        if found is not None:
-            self.lock.release()
-        return found
-
-    def __setitem__(self, key, array):
-        super().__setitem__(key, array)
-        self.lock.release()
-
-
 @pytest.fixture(scope="module")
 def cuda():
     from fastperm.kernels import cuda
@@ -63,21 +41,10 @@ def cuda():
         yield OnDevice(cuda)
         return
 
-    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+    from simulator import threads_that_take_turns
 
-    class Shared(FakeCUDAShared):
-        def __init__(self, size):
-            super().__init__(size)
-            self._allocations = _OnceForAll()
-            self._dynshared[:] = -1  # NaN, as four bytes of a float
-
-    # The simulator has a Python thread for each of a block, and one that watches them without pause: let it be short.
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("numba.cuda.simulator.kernelapi.FakeCUDAShared", Shared)
+    with threads_that_take_turns():
         yield cuda
-    sys.setswitchinterval(interval)
 
 
 @pytest.fixture
