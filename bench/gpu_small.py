@@ -47,9 +47,17 @@ def run():
     cuda.fourier_series(*map(xp.asarray, (x, offsets, coefficients)), y=xp.empty(9))
     for dtype in ("float32", "float64"):
         fastperm.PowerSpectrum(set_size=(1, 150), dtype=dtype, backend="cuda").sample(3, 0)
+    _queue()
     if xp is not np:
         xp.cuda.runtime.deviceSynchronize()
     return sorted(set(compiling.KERNELS) - launched)
+
+
+def _queue():
+    task = fastperm.PowerSpectrum(set_size=40, dtype="float32", backend="cuda")
+    net = fastperm.DeepSet(2, 16, 2, task.out_features, backend="cuda", seed=0)
+    history = fastperm.train(net, task, steps=3, batch=3, progress=False, validate=None)
+    assert np.isfinite(history["loss"]).all()
 
 
 def _train(widths, how, generator, **settings):

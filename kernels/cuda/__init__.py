@@ -3,6 +3,7 @@
 Importing this imports neither CuPy nor a driver. ``xp``, the module of arrays, is CuPy, imported when it is asked for.
 """
 
+import fastperm.kernels.cuda.step_queue  # noqa: F401 (for its kernel, which a filled cache must have)
 from fastperm.kernels.cuda.adam import adam_step
 from fastperm.kernels.cuda.angular import (
     angular_backward,
