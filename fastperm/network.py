@@ -1,6 +1,7 @@
 """The set network: equivariant layers, pooling, and a dense head."""
 
 import logging
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,6 +170,7 @@ class DeepSet:
         self.layers = tuple(layer(*self._part(f"layers.{i}."), self.kernels, self.aggregate) for i in range(self.depth))
         self.pooling = None if self.pool is None else Pooling(self.kernels, self.pool)
         self.head = Dense(*self._part("head."), self.kernels)
+        self._recorded: OrderedDict = OrderedDict()  # of `train_step`, on a GPU
         self._initialise(np.random.default_rng(seed))
 
     def config(self):
@@ -468,6 +470,7 @@ class DeepSet:
 
     def _check_halves(self, sets, error):
         """Raise if a batch that does not fit in memory cannot be split."""
+        self._recorded.clear()  # whose memory is wanted now
         if len(sets) > 1:
             _logger.info("%d sets do not fit in memory together (%s); each half is taken alone", len(sets), error)
             return

@@ -1,16 +1,20 @@
 """Training steps: one alone, or one after another on fresh batches of a task, which a GPU takes without the host."""
 
+import math
 from typing import Any
-
-import numpy as np
 
 from fastperm.adam import Adam
 from fastperm.checks import check_device
 from fastperm.kernels.arrays import on_gpu
 from fastperm.kernels.reference.adam import adam_rate
+from fastperm.parameters import Parameters
+from fastperm.sets import Sets
 
 # Steps that may be queued on a GPU: more of them than it takes in the time between two looks at it.
 QUEUED = 4096
+# Batches that `train_step` remembers in order to know them again, those whose steps it keeps as CUDA graphs, with the
+# memory that they work in, and the most bytes of offsets to compare.
+REMEMBERED, RECORDED, MOST_BYTES = 16, 4, 1 << 16
 
 
 def train_step(net, sets, targets, optimizer, *, learning_rate=None):
@@ -41,13 +45,21 @@ def train_step(net, sets, targets, optimizer, *, learning_rate=None):
     ValueError
         If sets or targets have the wrong shape.
     """
+    queue = _queue_of(net, sets, targets, optimizer)
+    if queue is not None:
+        if _enqueued(queue, optimizer, learning_rate):
+            (loss,) = _known_losses(queue, optimizer)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss}")
+            return loss
+        net._recorded.clear()  # whose memory is wanted now
     loss = net._loss_and_gradients(sets, targets)
     waiting = on_gpu(loss) and type(optimizer).step is Adam.step
     if waiting:  # the GPU goes on with the step and looks at the loss itself
         before = optimizer.steps, list(optimizer._moments)
         optimizer._step(net.parameters, net.gradients, learning_rate, loss=loss)
     loss = float(loss)
-    if not np.isfinite(loss):
+    if not math.isfinite(loss):
         if waiting:
             optimizer.steps, optimizer._moments = before
         raise FloatingPointError(f"the loss is {loss}")
@@ -86,7 +98,7 @@ class Steps:
         self._losses: list[float] = []
         self._sampler: Any = None
         self._queue: Any = None
-        if net.backend == "cuda" and type(optimizer).step is Adam.step:
+        if type(optimizer).step is Adam.step and _recordable(net):
             self._make_queue()
         self.capacity = 1 if self._queue is None else QUEUED
 
@@ -102,13 +114,12 @@ class Steps:
             sets, targets = self._task.sample(self._batch, generator)
         else:
             key = self._sampler.key(generator)
-            try:
-                self._enqueue(key, self._optimizer.learning_rate if learning_rate is None else learning_rate)
+            if _enqueued(self._queue, self._optimizer, learning_rate, key):
                 return
-            except MemoryError:  # at the first step, before anything has changed; `train_step` goes on in halves
-                sets, targets = self._sampler.sets, self._sampler.targets
-                self._sampler.draw(key)
-                self._queue, self.capacity = None, 1
+            # There is no memory for the first step, and nothing has changed. In halves there may be.
+            sets, targets = self._sampler.sets, self._sampler.targets
+            self._sampler.draw(key)
+            self._queue, self.capacity = None, 1
         self._losses.append(train_step(self._net, sets, targets, self._optimizer, learning_rate=learning_rate))
 
     def losses(self):
@@ -119,40 +130,131 @@ class Steps:
         if self._queue is None:
             found, self._losses = self._losses, []
             return found
-        found = self._queue.losses()
-        finite = np.isfinite(found)
-        if not finite.all():
-            known = int(np.argmin(finite))
-            self._optimizer.steps -= len(found) - known
-            found = found[: known + 1]
-        return found
+        return _known_losses(self._queue, self._optimizer)
 
     def _make_queue(self):
-        """Make the queue, if everything is as it takes it."""
-        net = self._net
-        plain = net.symmetry is None and net.scale is None and net.invariance == "rounding" and net.pool is not None
-        sampler = getattr(self._task, "device_sampler", lambda *_: None)(self._batch, net.dtype) if plain else None
-        if sampler is None or (self._task.in_features, self._task.out_features) != (net.in_features, net.out_features):
+        """Make the queue, if task and network are as it takes them."""
+        net, task = self._net, self._task
+        sampler = getattr(task, "device_sampler", lambda *_: None)(self._batch, net.dtype)
+        if sampler is None or (task.in_features, task.out_features) != (net.in_features, net.out_features):
             return
-        from fastperm.kernels.cuda.step_queue import StepQueue, why_not_queued
+        from fastperm.kernels.cuda.step_queue import StepQueue
 
-        _, *shape = net._whole()
-        if why_not_queued(sampler.sets.offsets, *shape, **net._settings()) is None:
-            check_device(net.parameters.flat, "the network")
-            self._sampler, self._queue = sampler, StepQueue(net.gradients.flat, QUEUED)
+        if net.pool is None or _why_not_queued(net, sampler.sets.offsets) is not None:
+            return
+        check_device(net.parameters.flat, "the network")
+        self._sampler, optimizer = sampler, self._optimizer
 
-    def _enqueue(self, key, learning_rate):
-        optimizer, queue = self._optimizer, self._queue
-        before = optimizer.steps
-        rate = adam_rate(learning_rate, optimizer.beta1, optimizer.beta2, before + 1)
-        queue.step(key, rate, self._work)
-        optimizer.steps = before + 1
+        def work(keys, rates):
+            sampler.draw(keys)
+            return _launched(net, sampler.sets, sampler.targets, optimizer, rates)
 
-    def _work(self):
-        """Take a step by launches alone, with what the queue says of key and rate."""
-        net, sets = self._net, self._sampler.sets
-        self._sampler.draw(self._queue.keys)
-        batch = (*net._batch(sets), self._sampler.targets)
-        loss = net.kernels.deep_set_step(*batch, *net._whole(), gradients=net.gradients.flat, **net._settings())
-        self._optimizer._step(net.parameters, net.gradients, loss=loss, rates=self._queue.rates)
-        return loss
+        self._queue = StepQueue(work, net.gradients.flat, QUEUED)
+
+
+def _recordable(net):
+    """Return whether all that a step of a network computes with is launched by its whole-network kernel and Adam."""
+    return net.backend == "cuda" and net.symmetry is None and net.scale is None and net.invariance == "rounding"
+
+
+def _why_not_queued(net, offsets):
+    from fastperm.kernels.cuda.step_queue import why_not_queued
+
+    _, *shape = net._whole()
+    return why_not_queued(offsets, *shape, **net._settings())
+
+
+def _launched(net, sets, targets, optimizer, rates):
+    """Launch a step on arrays that are as the kernels take them, with gradients that are zero; return the loss."""
+    batch = (*net._batch(sets), targets)
+    loss = net.kernels.deep_set_step(*batch, *net._whole(), gradients=net.gradients.flat, **net._settings())
+    optimizer._step(net.parameters, net.gradients, loss=loss, rates=rates)
+    return loss
+
+
+def _enqueued(queue, optimizer, learning_rate, key=0):
+    """Queue a step and return True; False if there is no memory for the first one."""
+    before = optimizer.steps
+    learning_rate = optimizer.learning_rate if learning_rate is None else learning_rate
+    try:
+        queue.step(adam_rate(learning_rate, optimizer.beta1, optimizer.beta2, before + 1), key)
+    except MemoryError:
+        return False
+    optimizer.steps = before + 1
+    return True
+
+
+def _known_losses(queue, optimizer):
+    """Return the losses of all steps that are queued, up to one that is not finite, after which none has been taken."""
+    found = queue.losses()
+    finite = [math.isfinite(loss) for loss in found]
+    if all(finite):
+        return found
+    taken = finite.index(False)
+    optimizer.steps -= len(found) - taken
+    return found[: taken + 1]
+
+
+def _queue_of(net, sets, targets, optimizer):
+    """Return the queue that takes steps on a batch as one CUDA graph; None if it came for the first time, or never can.
+
+    A batch is known by where it lies: its numbers may be others.
+    """
+    place = _place(net, sets, targets, optimizer)
+    if place is None:
+        return None
+    known = net._recorded
+    if place not in known:
+        known[place] = None
+        if len(known) > REMEMBERED:
+            known.popitem(last=False)
+        return None
+    known.move_to_end(place)
+    if known[place] is None:
+        if sum(bool(queue) for queue in known.values()) == RECORDED:
+            return None
+        known[place] = _batch_queue(net, sets, targets, optimizer)
+    return known[place] or None
+
+
+def _batch_queue(net, sets, targets, optimizer):
+    """Return a queue of steps on a batch, or False if there cannot be one."""
+    from fastperm.kernels.cuda.step_queue import StepQueue
+
+    if _why_not_queued(net, sets.offsets) is not None:
+        return False
+
+    def work(_, rates):
+        return _launched(net, sets, targets, optimizer, rates)
+
+    return StepQueue(work, net.gradients.flat, lent=(sets.values, sets.weights, targets))
+
+
+def _place(net, sets, targets, optimizer):
+    """Return where everything lies that a step reads and writes, and what else its launches depend on.
+
+    None if steps on such a batch cannot be recorded, among others because something has to be checked or moved first.
+    """
+    if not (_recordable(net) and type(sets) is Sets and type(optimizer).step is Adam.step):
+        return None
+    values, weights, moments = sets.values, sets.weights, optimizer._moments
+    if not (on_gpu(values) and isinstance(targets, type(values)) and all(isinstance(m, Parameters) for m in moments)):
+        return None
+    if not (values.dtype == targets.dtype == net.dtype and targets.flags.c_contiguous):
+        return None
+    if targets.shape != net.prediction_shape(sets) or sets.features != net.in_features:
+        return None
+    if sets.offsets.nbytes > MOST_BYTES or not net.parameters.same_layout(moments[0]):
+        return None
+    from fastperm.kernels.cuda.compiling import current_place
+
+    arrays = (values, targets, weights, *(m.flat for m in moments))
+    return (
+        *(None if array is None else array.data.ptr for array in arrays),
+        sets.offsets.tobytes(),
+        optimizer.beta1,
+        optimizer.beta2,
+        optimizer.epsilon,
+        net.precision,
+        *current_place(),
+    )

@@ -232,9 +232,123 @@ def test_capture(cupy, monkeypatch, caplog, error):
         assert not caplog.text
 
 
+def batches(cupy, count):
+    """Return batches that lie on the GPU, each elsewhere."""
+    generator = np.random.default_rng(0)
+    for _ in range(count):
+        arrays = [generator.standard_normal((size, 2)).astype(np.float32) for size in (3, 1, 5)]
+        weights = [generator.uniform(0.1, 1, len(array)).astype(np.float32) for array in arrays]
+        sets = fastperm.Sets.ragged(map(cupy.asarray, arrays), map(cupy.asarray, weights))
+        yield sets, cupy.asarray(generator.standard_normal((3, 2)).astype(np.float32))
+
+
+@pytest.mark.parametrize("how", [ON_CHIP, LAYER_BY_LAYER], ids=["on chip", "layer by layer"])
+def test_a_batch_that_comes_again_is_a_graph(cupy, one_by_one, monkeypatch, how):
+    calls = []
+    monkeypatch.setattr(graphs.Graph, "launch", lambda self: calls.append(1) or self._launch_one_by_one())
+
+    def run():
+        net, optimizer = network(**how), fastperm.Adam(1e-2)
+        own = list(batches(cupy, 2))
+        losses = [
+            fastperm.train_step(net, *own[i], optimizer, learning_rate=rate)
+            for i, rate in ((0, None), (0, 0.1), (0, None), (1, None), (0, None), (1, 0.2), (1, None), (0, None))
+        ]
+        # What lies there may change; what was left to gradients does not matter.
+        own[0][0].values[:] = own[1][0].values
+        net.gradients.flat.fill(np.nan)
+        losses.append(fastperm.train_step(net, *own[0], optimizer))
+        arrays = net.parameters.flat, net.gradients.flat
+        return losses, [on_host(array) for array in arrays], optimizer.steps, optimizer.state()
+
+    found = run()
+    # The first step makes the moments, the second is seen for the first time, and the third is recorded.
+    assert len(calls) == 4
+    one_by_one()
+    wanted = run()
+    assert len(calls) == 4
+    assert found[0] == wanted[0]
+    for given, array in zip(found[1], wanted[1], strict=True):
+        np.testing.assert_array_equal(given, array)
+    assert found[2] == wanted[2] == 9
+    for name, array in found[3].items():
+        np.testing.assert_array_equal(array, wanted[3][name])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_loss_of_a_graph_that_is_not_finite(cupy):
+    net, optimizer = network(**ON_CHIP), fastperm.Adam()
+    ((sets, targets),) = batches(cupy, 1)
+    for _ in range(4):
+        fastperm.train_step(net, sets, targets, optimizer)
+    before, state = on_host(net.parameters.flat).copy(), optimizer.state()
+    assert any(net._recorded.values())
+    targets[0, 0] = np.float32(np.nan)
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        fastperm.train_step(net, sets, targets, optimizer)
+    np.testing.assert_array_equal(on_host(net.parameters.flat), before)
+    for name, array in optimizer.state().items():
+        np.testing.assert_array_equal(array, state[name])
+    targets[0, 0] = np.float32(1)
+    assert np.isfinite(fastperm.train_step(net, sets, targets, optimizer))
+    assert not np.array_equal(on_host(net.parameters.flat), before)
+
+
+def test_graphs_are_few_and_make_room(cupy, monkeypatch):
+    from fastperm import steps
+
+    monkeypatch.setattr(steps, "RECORDED", 2)
+    monkeypatch.setattr(steps, "REMEMBERED", 3)
+    net, optimizer = network(**ON_CHIP), fastperm.Adam()
+    own = list(batches(cupy, 4))
+
+    def seen(*which):
+        for i in which:
+            fastperm.train_step(net, *own[i], optimizer)
+        return [bool(queue) for queue in net._recorded.values()]
+
+    assert seen(0, 0, 1, 2) == [False] * 3
+    assert seen(0, 1, 2) == [True, True, False]  # the third finds no place
+    assert seen(3, 3) == [True, False, True]  # the first is forgotten, and its graph with it
+    step = fastperm.kernels.cuda.deep_set_step
+
+    def too_large(x, *rest, **how):
+        if len(x) > 5:
+            raise MemoryError("too large")
+        return step(x, *rest, **how)
+
+    monkeypatch.setattr(fastperm.kernels.cuda, "deep_set_step", too_large)
+    assert seen(0) == []
+
+
+@pytest.mark.parametrize("change", ["parameters", "moments", "beta1", "precision", "optimizer"])
+def test_a_graph_is_of_what_it_was_made_for(cupy, one_by_one, change):
+    def run():
+        net, optimizer = network(**ON_CHIP), fastperm.Adam(1e-2)
+        ((sets, targets),) = batches(cupy, 1)
+        for i in range(7):
+            if i == 4:
+                if change == "parameters":
+                    net.parameters["head.bias"] = 3
+                elif change == "moments":
+                    optimizer.load_state(optimizer.state())
+                elif change == "beta1":
+                    optimizer.beta1 = 0.5
+                elif change == "precision":
+                    net.precision = "tf32"
+                else:
+                    optimizer = fastperm.Adam(1e-3, epsilon=1e-3)
+            fastperm.train_step(net, sets, targets, optimizer)
+        return on_host(net.parameters.flat)
+
+    found = run()
+    one_by_one()
+    np.testing.assert_array_equal(found, run())
+
+
 def test_what_lies_on_the_gpu_stays_there(cupy, monkeypatch):
     monkeypatch.setattr("fastperm.kernels.cuda.step_queue.on_host", lambda array: pytest.fail("copied to the host"))
     work = Steps(network(**ON_CHIP), fastperm.PowerSpectrum(**TASK), fastperm.Adam(), 3)
     for _ in range(3):
         work.take(np.random.default_rng(0))
-    assert on_gpu(work._queue._loss)
+    assert on_gpu(work._queue._graph.result)

@@ -168,8 +168,9 @@ def recorded():
         _records.remove(launches)
 
 
+@functools.cache
 def xp():
-    """Return the module of arrays: CuPy, or NumPy in the simulator. CuPy is imported here, on first use, and later."""
+    """Return the module of arrays: CuPy, or NumPy in the simulator. CuPy is imported here, on first use."""
     if SIMULATED:
         return np
     import cupy
@@ -295,6 +296,11 @@ def _own_folder():
 def current_device():
     """Return the number of the current device."""
     return xp().cuda.runtime.getDevice()
+
+
+def current_place():
+    """Return the number of the current device and the address of its current stream."""
+    return (0, 0) if SIMULATED else (current_device(), xp().cuda.get_current_stream().ptr)
 
 
 @functools.cache

@@ -13,23 +13,28 @@ _logger = logging.getLogger("fastperm")
 
 
 class Graph:
-    """Launches that were made once, by `record`, and can be made again, by `launch`."""
+    """Launches that were made once, and can be made again by `launch`.
 
-    def __init__(self):
-        self._launches = []  # with their arguments: as long as they are here, their memory is nobody else's
-        self._graph = None
+    Parameters
+    ----------
+    work : callable
+        Makes the launches, once, now. What it returns is the attribute ``result``.
+    lent : sequence of arrays
+        Arguments whose memory is the caller's, who sees to it that they are there whenever the graph is launched. That
+        of all others stays the graph's.
+    """
 
-    def record(self, work):
-        """Do the work, remember its launches, and return what it returns."""
-        with recorded() as launches:
-            result = work()
-        self._launches = launches
-        return result
+    def __init__(self, work, lent=()):
+        with recorded() as self._launches:
+            self.result = work()
+        self._graph = None if SIMULATED else self._captured()
+        if self._graph:
+            places = {array.data.ptr for array in lent if array is not None}
+            arrays = [one for _, _, arguments, _ in self._launches for one in arguments if hasattr(one, "data")]
+            self._own, self._launches = [one for one in arrays if one.data.ptr not in places], []
 
     def launch(self):
         """Make all launches again on the current stream, in their order."""
-        if self._graph is None and not SIMULATED:
-            self._graph = self._captured()
         if self._graph:
             self._graph.launch()
         else:
@@ -40,7 +45,7 @@ class Graph:
             kernel(blocks, *arguments, shared=shared)
 
     def _captured(self):
-        """Return the launches as a CUDA graph; False where the driver makes none of them."""
+        """Return the launches as a CUDA graph; None where the driver makes none of them."""
         stream = xp().cuda.Stream(non_blocking=True)  # the default stream cannot be captured
         try:
             with stream:
@@ -51,5 +56,5 @@ class Graph:
                     graph = stream.end_capture()
         except Exception as error:  # then it goes on as it began
             _logger.warning("a training step cannot be captured as a CUDA graph (%s); its kernels are launched", error)
-            return False
+            return None
         return graph

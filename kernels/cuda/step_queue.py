@@ -6,6 +6,7 @@ overwritten. If that is not finite, no step changes anything any more.
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -40,51 +41,48 @@ def why_not_queued(
 
 
 class StepQueue:
-    """Training steps whose work is always the same.
+    """Training steps whose launches are always the same.
 
     Parameters
     ----------
+    work : callable
+        ``work(keys, rates)`` makes the launches of a step, once, and returns its loss as an array on the GPU. It takes
+        the key of the batch and the rate of Adam from these arrays, (1,) each.
     gradients : array of shape (P,)
         They are zero when the work begins.
-    capacity : int
-        Steps whose losses are kept.
+    capacity : int, default=1
+        Steps that may wait for `losses`.
+    lent : sequence of arrays
+        What the work takes that is not the queue's to keep: it is in the same place at every step.
     """
 
-    def __init__(self, gradients, capacity):
-        self.keys, self.rates = xp().zeros(1, np.int64), xp().zeros(1, np.float32)
+    def __init__(self, work, gradients, capacity=1, lent=()):
+        self._keys, self._rates = xp().zeros(1, np.int64), xp().zeros(1, np.float32)
         self._history = xp().zeros(capacity, np.float64)
-        self._gradients = gradients
-        self._graph: Graph | None = None
-        self._loss: Any = None  # an array on the GPU
-        self.waiting = 0
+        self._gradients, self._work, self._lent = gradients, work, lent
+        self._graph: Any = None
+        self._waiting = 0
 
-    def step(self, key, rate, work):
-        """Queue a step: of this key, below 2⁶³, and rate of Adam, by ``work()``, which is called once.
-
-        It must take key and rate from ``keys`` and ``rates``, and returns the loss as an array on the GPU.
-        """
-        self._begin(key, rate)
+    def step(self, rate, key=0):
+        """Queue a step, at this rate of Adam and with this key, which is below 2⁶³."""
+        size, place = self._gradients.size, self._waiting - 1
+        before = self._graph.result if self._waiting else None
+        arrays = (self._keys, self._rates, self._history, self._gradients)
+        _begin_step(-(-size // THREADS), key, rate, place, before, size, *arrays)
         if self._graph is None:
-            graph = Graph()
-            self._loss = graph.record(work)
-            self._graph = graph
+            self._graph = Graph(partial(self._work, self._keys, self._rates), self._lent)
+            self._work = self._lent = None
         else:
             self._graph.launch()
-        self.waiting += 1
+        self._waiting += 1
 
     def losses(self):
         """Wait for all steps and return their losses, of which those after one that is not finite mean nothing."""
-        if not self.waiting:
+        if not self._waiting:
             return []
-        earlier, self.waiting = on_host(self._history[: self.waiting - 1]), 0
-        return [*map(float, earlier), float(self._loss)]
-
-    def _begin(self, key, rate):
-        size = self._gradients.size
-        before = (self.waiting - 1, self._loss if self.waiting else None)
-        _begin_step(
-            -(-size // THREADS), key, rate, *before, size, self.keys, self.rates, self._history, self._gradients
-        )
+        earlier = on_host(self._history[: self._waiting - 1]) if self._waiting > 1 else ()
+        self._waiting = 0
+        return [*map(float, earlier), float(self._graph.result)]
 
 
 @kernel("i8 f4 i8 f8* i8 i8* f4* f8* f4*", threads=THREADS)
