@@ -340,6 +340,11 @@ def _gpu_run(found):
             [_network(case), *(f"{max(of.values()):.1e}" for of in case["errors"].values())] for case in errors
         ]  # fmt: skip
         parts.append(_table(header, lines))
+    if training := found.get("training"):
+        ways = list(training[0]["seconds"])
+        header = ("a step of training, float32, its batch drawn by", *ways)
+        lines = [[_network(case), *(_time({"seconds": case["seconds"][way]}) for way in ways)] for case in training]
+        parts.append(_table(header, lines))
     if cases := found.get("cases"):
         for precision in dict.fromkeys(case["precision"] for case in cases):
             own = [case for case in cases if case["precision"] == precision]

@@ -30,11 +30,14 @@ class Case(NamedTuple):
         shape = (self.in_features, self.width, self.depth, self.out_features)
         return DeepSet(*shape, dtype=self.dtype, backend=backend, seed=self.seed, **settings)
 
+    def task(self):
+        """Return the power-spectrum task."""
+        return PowerSpectrum(self.out_features, self.out_features, self.set_size, dtype=self.dtype)
+
     def sample(self, batch=None):
         """Return x (batch, set_size, in_features) and targets (batch, out_features) of the power-spectrum task."""
         batch = self.batch if batch is None else batch
-        task = PowerSpectrum(self.out_features, self.out_features, self.set_size, dtype=self.dtype)
-        sets, targets = task.sample(batch, self.seed)
+        sets, targets = self.task().sample(batch, self.seed)
         return sets.values.reshape(batch, self.set_size, self.in_features), np.ascontiguousarray(targets, self.dtype)
 
 

@@ -5,9 +5,9 @@
     python bench/gpu.py --dry-run --out FILE       # without a GPU: whether the program runs
 
 Kernels are compiled; each is held against the reference in float64, on fresh random arrays, with outputs full of NaN;
-then come rounding errors of whole networks beside PyTorch's, compute-sanitizer, rates of the card, and times beside
-PyTorch and JAX. Each part is a process with a limit of time. One that fails is named in the table at the end, and stops
-none after it.
+then come rounding errors of whole networks beside PyTorch's, compute-sanitizer, rates of the card, training steps with
+the drawing of their batches, and times beside PyTorch and JAX. Each part is a process with a limit of time. One that
+fails is named in the table at the end, and stops none after it.
 
 A dry run takes the kernels in Numba's simulator and, for rivals, the reference and frameworks on the processor.
 """
@@ -38,8 +38,10 @@ LIMITS = {
     "memcheck": 60,
     "racecheck": 60,
     "rates": 25,
+    "training": 30,
     "benchmark": TOTAL_SECONDS,
 }
+TESTS = ("cuda_kernels", "cuda_arrays", "step_queue")
 # A small part of the tests in the simulator: `make test` runs all of them.
 DRY_TESTS = "two_runs or dense or adam"
 COMPILE = """
@@ -88,6 +90,21 @@ def measure_rates(options):
         print(f"{way}: cuBLAS {of_way['cublas'] / 1e12:.1f}, ours {of_way['ours'] / 1e12:.1f} TFLOP/s")
 
 
+def measure_training(options):
+    """Time the steps of a training run, drawing included, and write them."""
+    import gpu_training
+    from contenders import Case
+
+    how = {}
+    if options.dry_run:
+        how = {"cases": [Case(width=4, depth=1, set_size=3, batch=1)], "rounds": 2, "seconds": 0}
+    found = gpu_training.measure(**how)
+    results.add(options.out, training=found)
+    for case in found:
+        medians = ", ".join(f"{name} {1e3 * of['median']:.3f} ms" for name, of in case["seconds"].items())
+        print(f"width {case['width']}: {medians}")
+
+
 def measure_times(options):
     """Time everything beside the rivals and write it, case by case."""
     import gpu_compare
@@ -106,7 +123,12 @@ def measure_times(options):
         sys.exit("ours was not measured everywhere")
 
 
-MEASURED = {"errors": measure_errors, "rates": measure_rates, "benchmark": measure_times}
+MEASURED = {
+    "errors": measure_errors,
+    "rates": measure_rates,
+    "training": measure_training,
+    "benchmark": measure_times,
+}
 
 
 def command(part, options, seconds):
@@ -134,7 +156,7 @@ def command(part, options, seconds):
         return [
             *tests,
             *(["-k", DRY_TESTS] if options.dry_run else []),
-            *map(str, ROOT.glob("tests/test_cuda_[ka]*.py")),
+            *(str(ROOT / "tests" / f"test_{name}.py") for name in TESTS),
         ]
     if part in SANITIZERS:
         if options.dry_run:

@@ -363,6 +363,7 @@ def test_random_functions(cuda, amplitudes, logarithm):
     for kernels in (cuda, reference):
         coefficients, targets = poisoned((3, 5), "complex128"), poisoned((3, 2), "float64")
         mean = 1 / np.arange(1.0, 6) ** 2
+        mean.flags.writeable = False  # as that of a task
         kernels.random_functions(
             3**39 + SEED, mean, amplitudes, 3, logarithm, coefficients=coefficients, targets=targets
         )

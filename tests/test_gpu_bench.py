@@ -29,12 +29,12 @@ def run_dry(out, *parts):
 
 def test_from_parts_to_a_table(tmp_path):
     out = tmp_path / "gpu.json"
-    ran = run_dry(out, "kernels", "errors", "memcheck", "rates", "benchmark")
+    ran = run_dry(out, "kernels", "errors", "memcheck", "rates", "training", "benchmark")
     assert ran.returncode == 0, ran.stdout
     found = results.load(out)
     assert {name: part["status"] for name, part in found["parts"].items()} == {
         **dict.fromkeys(("kernels", "memcheck"), "not run"),
-        **dict.fromkeys(("errors", "rates", "benchmark"), "passed"),
+        **dict.fromkeys(("errors", "rates", "training", "benchmark"), "passed"),
     }
     assert [case["width"] for case in found["cases"]] == [1, 4]
     for case in found["cases"]:
@@ -47,6 +47,9 @@ def test_from_parts_to_a_table(tmp_path):
     assert table in ran.stdout
     assert "| 4 \N{MULTIPLICATION SIGN} 1 | " in table
     assert "| benchmark | passed | " in table
+    assert (
+        f"| a step of training, float32, its batch drawn by | {' | '.join(found['training'][0]['seconds'])} |" in table
+    )
     assert table.endswith("not a result.**")
 
     # A run of one part leaves what the others have found.

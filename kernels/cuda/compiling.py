@@ -367,5 +367,5 @@ def _simulated_argument(parameter, value):
         if isinstance(value, int):  # no array
             return np.zeros(1, parameter[:-1])
         assert value.flags.c_contiguous  # a copy would be written to in its place
-        return value.reshape(-1)
+        return value.reshape(-1) if value.flags.writeable else value.flatten()  # the simulator writes everything back
     return value
