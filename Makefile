@@ -83,6 +83,7 @@ bench: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/memory_growth.py
 	$(BIN)/python bench/estimators.py
+	$(BIN)/python bench/gpu_host.py
 	$(BIN)/python bench/plots.py
 	$(BIN)/python bench/table.py
 
@@ -95,6 +96,7 @@ bench-trial: $(VENV)/.made-test $(VENV)/.made-rivals
 	$(BIN)/python bench/scaling.py --quick --out $(TRIAL)/scaling.json
 	$(BIN)/python bench/memory_growth.py --quick --out $(TRIAL)/memory.json
 	$(BIN)/python bench/estimators.py --quick --out $(TRIAL)/optimum.json
+	$(BIN)/python bench/gpu_host.py --quick --out $(TRIAL)/gpu_host.json
 	$(BIN)/python bench/plots.py --results $(TRIAL) --figures $(TRIAL)
 	$(BIN)/python bench/table.py --results $(TRIAL) --show
 

@@ -320,6 +320,18 @@ def gpu(results):
     return "\n\n".join(map(_gpu_run, runs)) or "No results of a GPU are there yet: not measured."
 
 
+def gpu_host(results):
+    """Return what a step on the cuda backend costs the host in Python."""
+    found = results["gpu_host"]
+    header = (f"{_network(found['case'])}, Python alone", "time", f"against {next(iter(found['seconds']))}")
+    first = next(iter(found["seconds"].values()))["median"]
+    rows = [
+        [name, f"{1e6 * of['median']:.0f} µs", f"{_significant(of['median'] / first)} {TIMES}"]
+        for name, of in found["seconds"].items()
+    ]
+    return f"{_table(header, rows)}\n\n{_closed(_machine(found) + '.', found)}"
+
+
 def _gpu_run(found):
     parts = [f"**{found['gpu']['name']}**, {found['date'][:10]}. {_versions(found)}"]
     header, rows = ("part", "", "seconds"), found["parts"].items()
@@ -547,6 +559,6 @@ BLOCKS = {
     for block in (
         *(train_step, networks, roofline, steps, predictions, bitwise, angular, angular_layer),
         *(growth, memory, active_units),
-        *(optimum, baselines, assumed_k_max, training, gpu),
+        *(optimum, baselines, assumed_k_max, training, gpu, gpu_host),
     )
 }

@@ -138,6 +138,16 @@ def test_the_sanitizer_is_found_in_the_toolkit(where, monkeypatch, tmp_path):
     assert gpu._sanitizer() == str(tool)
 
 
+def test_what_a_step_costs_the_host(tmp_path):
+    out = tmp_path / "gpu_host.json"
+    command = [sys.executable, BENCH / "gpu_host.py", "--quick", "--out", out]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = results.load(out)
+    assert all(of["median"] > 0 for of in found["seconds"].values())
+    assert all(name in blocks.gpu_host({"gpu_host": found}) for name in found["seconds"])
+
+
 def test_every_kernel_is_under_the_sanitizer():
     # Nothing is computed: that takes minutes in the simulator, and what is launched does not depend on it.
     script = """
