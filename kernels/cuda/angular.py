@@ -11,6 +11,7 @@ import numpy as np
 
 from fastperm.kernels.cuda import equivariant
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
+from fastperm.kernels.cuda.copying import copied
 from fastperm.kernels.cuda.equivariant import layer_inputs, layer_parameters
 from fastperm.kernels.cuda.offsets import on_device
 from fastperm.kernels.cuda.pooling import (
@@ -30,6 +31,19 @@ HELD = 4 if SIMULATED else 8
 # Filter gradients are cut into parts like xᵀ g (``product.py``), but none of fewer sets.
 LEAST_SETS = 2 if SIMULATED else 32
 ROOT = math.sqrt(2.0)
+
+
+def split_angles(
+    x,  # (T, K_0), or (T, 1 + K_0) if there are orders
+    orders,  # M
+):
+    """Do what ``split_angles`` of the reference does, by launches alone."""
+    if orders == 0:
+        return None, x
+    rows, columns = x.shape
+    E = xp().empty((rows, 2 * orders), np.float32)
+    angular_basis(copied(x, (rows,), (columns,)), E=E)
+    return E, copied(x, (rows, columns - 1), (columns, 1), start=1)
 
 
 def angular_basis(
@@ -138,7 +152,7 @@ def pool_harmonics(
     _harmonic_partials(-(-units // THREADS), x, E, sets, weights, *flags, rows, columns, harmonics, partials)
     sums = xp().empty((n_sets, (1 + harmonics) * columns), np.float32)
     finish(partials, offsets, pool, totals, sums)
-    both = xp().ascontiguousarray(sums.reshape(n_sets, 1 + harmonics, columns).swapaxes(0, 1))
+    both = copied(sums, (1 + harmonics, n_sets, columns), (columns, (1 + harmonics) * columns, 1))
     return both[0], both[1:]
 
 
@@ -198,10 +212,8 @@ def _add_harmonics_backward(x, Q, sets, scales, dE):
 def _turned_filters(A, B):
     """Return the filters of the way back, Aᵀ and −Bᵀ, (M, K_out, K_in)."""
     orders, K_in, K_out = A.shape
-    A_T, B_T = xp().empty((2, orders, K_out, K_in), np.float32)
-    A_T[:] = A.swapaxes(1, 2)
-    xp().negative(B.swapaxes(1, 2), out=B_T)
-    return A_T, B_T
+    turned = (orders, K_out, K_in), (K_in * K_out, 1, K_out)
+    return copied(A, *turned), copied(B, *turned, negated=True)
 
 
 def _add_filter_gradients(Z, dQ, dA, dB):

@@ -31,7 +31,7 @@ from fastperm.kernels.cuda.pooling import (
 from fastperm.kernels.cuda.product import NO_POOL
 from fastperm.kernels.cuda.resident import layout_for, resident_forward, resident_step
 from fastperm.kernels.cuda.strips import Layout
-from fastperm.kernels.reference.deep_set import split_angles, split_parameters
+from fastperm.kernels.reference.deep_set import split_parameters
 
 
 def deep_set_forward(
@@ -57,7 +57,7 @@ def deep_set_forward(
     places = xp().empty((2, len(x) * max(widths[1:-1])), np.float32)
     hidden = [places[i % 2, : len(x) * K].reshape(len(x), K) for i, K in enumerate(widths[1:-1])]
     sets = sets_of_rows(offsets, len(x))
-    E, x = split_angles(x, orders, angular.angular_basis, xp().empty)
+    E, x = angular.split_angles(x, orders)
     layers, head = split_parameters(parameters, widths, orders)
     _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, precision)
 
@@ -88,7 +88,7 @@ def deep_set_step(
     sets = sets_of_rows(offsets, len(x))
     hidden = [xp().empty((len(x), K), np.float32) for K in widths[1:-1]]
     y, dy = xp().empty(targets.shape, np.float32), xp().empty(targets.shape, np.float32)
-    E, x = split_angles(x, orders, angular.angular_basis, xp().empty)
+    E, x = angular.split_angles(x, orders)
     pooled = _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, precision)
     loss = squared_error(y, targets, dy)
     last, n_sets = hidden[-1], len(offsets) - 1

@@ -6,12 +6,12 @@ Blocks come from the host, one after another; what they pool to goes back there,
 import numpy as np
 
 from fastperm.kernels.arrays import on_host
-from fastperm.kernels.cuda.angular import add_harmonics, angular_basis, angular_filter, pool_harmonics
+from fastperm.kernels.cuda.angular import add_harmonics, angular_filter, pool_harmonics, split_angles
 from fastperm.kernels.cuda.compiling import xp
 from fastperm.kernels.cuda.dense import dense_forward
 from fastperm.kernels.cuda.pooling import CODES, finish, pool_partials
 from fastperm.kernels.cuda.product import product
-from fastperm.kernels.reference.deep_set import split_angles, split_parameters
+from fastperm.kernels.reference.deep_set import split_parameters
 from fastperm.kernels.reference.deep_set_stream import STREAM_ROWS, StreamKernels, pool_stream
 
 
@@ -68,7 +68,7 @@ def _pool_rows(x, weights, parameters, widths, c, how, orders, *, totals):
 
 def _hidden(x, layers, c, orders):
     """Return h_i, c being that of i layers, and E, of rows x that may be on the host."""
-    E, x = split_angles(xp().asarray(x), orders, angular_basis, xp().empty)
+    E, x = split_angles(xp().asarray(x), orders)
     for (W_self, _, b, *_), own in zip(layers, c.reshape(-1, 1 + 2 * orders, c.shape[1]), strict=False):
         h = xp().empty((len(x), b.size), np.float32)
         product(x, W_self, h, c=own[0, : b.size], relu=orders == 0)
