@@ -387,9 +387,8 @@ class DeepSet:
         """
         self._check_saved(saved)
         given = as_targets(dy, self.prediction_shape(saved.sets), self.dtype, name="dy")
-        dx = check_kernels(given, "dy", self.kernels)
-        if self.pool is None and saved.order is not None:
-            dx = dx[saved.order]
+        dy = check_kernels(given, "dy", self.kernels)
+        dx = dy if self.pool is not None or saved.order is None else dy[saved.order]
         dx = self.head.backward(dx, saved.head)
         if self.pooling is not None:
             dx = self.pooling.backward(dx, saved.pooling, saved.sets)
@@ -398,7 +397,7 @@ class DeepSet:
         for i in reversed(range(self.depth)):
             dx = self.layers[i].backward(dx, saved.layers[i], saved.sets, inputs=inputs or i > 0, **shared)
         if inputs and (self.symmetry is not None or self.scale is not None):
-            dx = self.kernels.xp.asarray(self._input_gradient(dx, dE, given, saved))
+            dx = self._input_gradient(dx, dE, dy, saved)
         return beside(self._as_given(dx, saved.order), given)
 
     def zero_gradients(self):
@@ -510,8 +509,7 @@ class DeepSet:
         if dE is not None:
             dangles = self.kernels.xp.empty(len(dx), self.dtype)
             self.kernels.angular_basis_backward(dE, saved.E, dangles=dangles)
-        arrays = map(on_host, (dx, dangles, dy, saved.sets.values))
-        return self._symmetries.input_gradient(*arrays, saved.sets, saved.scales)
+        return self._symmetries.input_gradient(dx, dangles, dy, saved.sets, saved.scales, self.kernels)
 
     def _ordered(self, sets):
         """Return the sets as the kernels should see them, and the order of their rows (None for as they are).

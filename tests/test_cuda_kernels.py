@@ -294,6 +294,63 @@ def test_pooling(cuda, counts, pool, weighted):
         assert error(found, wanted) <= TOLERANCE
 
 
+# (elements per set, K): one element, sets that end within a group of rows, of a few blocks, and of many parts.
+SCALED = (((1,), 1), ((7,), 3), ((1, 5, 2, 9), 1), ((3,) * 7, 2), ((4, 8, 1), 1), ((41, 1), 2))
+if not compiling.SIMULATED:
+    SCALED += (((512,) * 4 + (37,), 1), ((5,) * 300, 3), ((100_000, 1, 5000), 2))
+
+
+@pytest.mark.parametrize("positions", [True, False], ids=["positions", "values-alone"])
+@WEIGHTED
+@pytest.mark.parametrize(("counts", "K"), SCALED, ids=str)
+def test_root_mean_square(cuda, counts, K, weighted, positions):
+    case, generator = Case(counts, 1 + K, 1, weighted), np.random.default_rng(SEED + 1)
+    x, weights, du = float32(case.x, case.weights, generator.standard_normal(case.x.shape))
+    x[case.w == 0, 1:] *= np.float32(1e38)  # of no weight: beyond all numbers if it were divided
+    x[-counts[-1] :, 1:] *= np.float32(1e-6)
+    dscale, results = generator.standard_normal(case.S), []
+    for kernels in (cuda, reference):
+        u, r = poisoned((case.T, K + positions), "float32"), poisoned(case.S, "float64")
+        kernels.root_mean_square_forward(x, case.offsets, weights, u=u, r=r)
+        dx = poisoned(x.shape, "float32")
+        kernels.root_mean_square_backward(du, u, r, dscale, case.offsets, weights, dx=dx)
+        results.append((u, r, dx))
+    (u, r, dx), wanted = results
+    # All in float64: what differs is the order of sums, and then and when how a number is rounded to float32.
+    np.testing.assert_allclose(r, wanted[1], rtol=1e-13)
+    np.testing.assert_allclose(u, wanted[0], rtol=2**-22)
+    assert (u[case.w == 0, positions:] == 0).all()
+    bound = np.abs(du) + np.repeat(np.abs(dscale), counts)[:, None] + np.abs(du).sum() / case.S
+    bound[:, 1:] /= np.repeat(r, counts)[:, None]
+    assert (np.abs(dx - wanted[2]) <= 2**-22 * np.abs(wanted[2]) + 1e-12 * bound).all()
+    np.testing.assert_array_equal(dx[:, 0], du[:, 0])
+
+
+def test_every_number_of_float32_has_a_scale(cuda):
+    largest, least = np.finfo(np.float32).max, np.float32(1e-45)
+    counts = (3, 2, 2, 1, 5)
+    values = [[largest] * 3, [0, 0], [least, least], [-largest], [least, 0, 0, 0, 0]]
+    weights = [[1e38] * 3, [1, 2], [1e-38, 1e-38], [1e-38], [1e-38, 6e37, 6e37, 6e37, 6e37]]
+    values, weights = float32(np.concatenate(values), np.concatenate(weights))
+    x, offsets = np.stack([values, values], axis=1), np.concatenate([[0], np.cumsum(counts)])
+    results = []
+    for kernels in (cuda, reference):
+        u, r = poisoned(x.shape, "float32"), poisoned(len(counts), "float64")
+        kernels.root_mean_square_forward(x, offsets, weights, u=u, r=r)
+        results.append((u, r))
+    for found, wanted in zip(*results, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(results[0][1][:4], [largest, 1, least, largest], rtol=1e-6)
+
+
+def test_what_is_not_finite_has_no_finite_loss(cuda):
+    net = fastperm.DeepSet(2, 4, 1, 1, scale="rms", seed=0, backend="cuda")
+    values = np.ones((5, 2), np.float32)
+    values[1, 1] = np.nan  # nobody checks again what is changed afterwards
+    sets = fastperm.Sets._trusted(values, np.array([0, 3, 5]), None)
+    assert np.isnan(net.loss_and_gradients(sets, np.ones((2, 1))))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 4), (30, 5, 33), (70, 8, 4)], ids=str)
 def test_dense(cuda, shape):
     R, K_in, K_out = shape
@@ -800,10 +857,10 @@ def test_precision_is_where_a_network_computes_and_not_what_it_is(cuda, precisio
 
 
 @WEIGHTED
-@pytest.mark.parametrize(("scale", "orders"), [("rms", 2), (None, 1), ("rms", 0)], ids=str)
-def test_a_network_on_the_circle(cuda, scale, orders, weighted):
+@pytest.mark.parametrize(("scale", "orders"), [("rms", 2), (None, 1), ("rms", 0), ("rms", None)], ids=str)
+def test_a_network_with_symmetries(cuda, scale, orders, weighted):
     case, targets = Case((4, 1, 3), 2, 1, weighted), np.ones((3, 2))
-    settings = {"symmetry": "circle", "orders": orders, "scale": scale, "seed": SEED}
+    settings = {"symmetry": None if orders is None else "circle", "orders": orders, "scale": scale, "seed": SEED}
     nets = [fastperm.DeepSet(2, 4, 2, 2, backend=name, **settings) for name in ("cuda", "reference")]
     sets = fastperm.Sets(case.x, case.offsets, case.weights)
     losses = [fastperm.train_step(net, sets, targets, fastperm.Adam()) for net in nets]
@@ -814,8 +871,12 @@ def test_a_network_on_the_circle(cuda, scale, orders, weighted):
     assert error(*dx) <= 1e-4
     x, weights = case.x[5:], None if case.weights is None else case.weights[5:]
     assert error(nets[0].predict_stream(x, weights=weights), y[2]) <= TOLERANCE
-    turned = nets[0](fastperm.Sets(case.x + np.array([2.5, 0]), case.offsets, case.weights))
-    assert error(turned, y) <= TOLERANCE
+    if orders is not None:
+        turned = nets[0](fastperm.Sets(case.x + np.array([2.5, 0]), case.offsets, case.weights))
+        assert error(turned, y) <= TOLERANCE
+    if scale is not None:
+        louder = nets[0](fastperm.Sets(case.x * np.array([1, 50]), case.offsets, case.weights))
+        assert error(louder, y + 2 * np.log(50)) <= TOLERANCE
 
 
 def test_a_network_trains_and_moves_between_backends(cuda):

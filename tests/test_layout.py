@@ -19,7 +19,7 @@ TWINS = ("cpu", "cuda")
 # Floors of the house; an import may point to its own floor or further down.
 FLOORS = (
     ("kernels",),
-    ("backend", "checks", "files", "gpu", "parameters", "scales", "sets", "streams", "symmetries", "threads"),
+    ("backend", "checks", "files", "gpu", "parameters", "sets", "streams", "symmetries", "threads"),
     ("layers", "losses", "adam"),
     ("network", "training", "checkpoints", "paths"),
     ("power_spectrum", "optimum", "baselines", "estimation", "figures", "runs"),

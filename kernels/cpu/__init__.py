@@ -19,6 +19,7 @@ from fastperm.kernels.cpu.fourier_series import fourier_series
 from fastperm.kernels.cpu.mean_squared_error import mean_squared_error
 from fastperm.kernels.cpu.paths import paths
 from fastperm.kernels.cpu.pooling import pooling_backward, pooling_forward
+from fastperm.kernels.cpu.root_mean_square import root_mean_square_backward, root_mean_square_forward
 
 __all__ = [
     "adam_step",
@@ -41,5 +42,7 @@ __all__ = [
     "paths",
     "pooling_backward",
     "pooling_forward",
+    "root_mean_square_backward",
+    "root_mean_square_forward",
     "xp",
 ]

@@ -20,6 +20,7 @@ from fastperm.kernels.cuda.fourier_series import fourier_series
 from fastperm.kernels.cuda.mean_squared_error import mean_squared_error
 from fastperm.kernels.cuda.paths import paths
 from fastperm.kernels.cuda.pooling import pooling_backward, pooling_forward
+from fastperm.kernels.cuda.root_mean_square import root_mean_square_backward, root_mean_square_forward
 
 __all__ = [
     "adam_step",
@@ -42,6 +43,8 @@ __all__ = [
     "paths",
     "pooling_backward",
     "pooling_forward",
+    "root_mean_square_backward",
+    "root_mean_square_forward",
     "xp",
 ]
 

@@ -19,6 +19,7 @@ from fastperm.kernels.reference.fourier_series import fourier_series
 from fastperm.kernels.reference.mean_squared_error import mean_squared_error
 from fastperm.kernels.reference.paths import paths
 from fastperm.kernels.reference.pooling import pooling_backward, pooling_forward
+from fastperm.kernels.reference.root_mean_square import root_mean_square_backward, root_mean_square_forward
 
 __all__ = [
     "adam_step",
@@ -41,5 +42,7 @@ __all__ = [
     "paths",
     "pooling_backward",
     "pooling_forward",
+    "root_mean_square_backward",
+    "root_mean_square_forward",
     "xp",
 ]
