@@ -145,6 +145,20 @@ def test_both_symmetries_from_training_to_prediction(tmp_path, samples):
     np.testing.assert_allclose(estimates[1], np.array(estimates[0]) + 2 * np.log(10), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("scale", "size", "warned"), [("rms", 0, True), ("rms", 1e-50, False), (None, 0, False)])
+def test_predict_warns_of_samples_without_a_scale(tmp_path, samples, scale, size, warned):
+    chosen = () if scale is None else ("--scale", scale)
+    run("train", "--out", tmp_path / "net", *SMALL, *chosen, "--steps", 1, "--dtype", "float64")
+    flat = tmp_path / "flat.csv"
+    flat.write_text("".join(f"{line.split(',')[0]},{size}\n" for line in samples.read_text().splitlines()))
+    result = run("predict", tmp_path / "net", flat, "--no-picture")
+    wanted = f"Warning: the values in {flat} are all zero, or as good as zero in float64: without variation they have"
+    assert (wanted in result.stderr) == warned
+    assert ("Warning" in result.stderr) == warned
+    piped = run("predict", tmp_path / "net", "-", "--no-picture", "--out", tmp_path / "piped", stdin=flat.read_text())
+    assert ("the values in standard input are all zero" in piped.stderr) == warned
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

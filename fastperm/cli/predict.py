@@ -52,6 +52,7 @@ def predict(run, samples, out, picture, backend, threads):
         k = task.frequencies[np.isinf(powers)][0]
         raise FloatingPointError(f"the estimate at k = {k} is beyond all numbers: log p_k = {log_powers.max():.3g}")
     _hint(opened, task, len(x))
+    _warn_without_scale(net, samples, y)
     rows = zip(map(str, task.frequencies), column(log_powers), _digits(powers), strict=True)
     click.echo(table(("k", "log p_k", "p_k"), rows))
     _write_csv(csv_path, task.frequencies, log_powers, powers)
@@ -85,6 +86,21 @@ def _hint(run, task, n):
         click.echo(
             f"Note: the network was trained on {span(task.set_size)} samples, here are {n}. How good it is then: "
             f"fastperm evaluate {run.folder} --set-size {n}",
+            err=True,
+        )
+
+
+def _warn_without_scale(net, samples, y):
+    """Say so if the network would divide the samples by a scale, and they have none."""
+    import numpy as np
+
+    from fastperm.kernels.reference.root_mean_square import LEAST_SQUARE
+
+    if net.scale is not None and np.square(y.astype(net.dtype), dtype=np.float64).mean() <= LEAST_SQUARE:
+        where = "standard input" if samples == "-" else samples
+        click.echo(
+            f"Warning: the values in {where} are all zero, or as good as zero in {net.dtype}: without variation they "
+            f"have no scale, which this network (scale {net.scale}) adds to its estimates, and these mean nothing.",
             err=True,
         )
 
