@@ -18,6 +18,7 @@ from fastperm.kernels import reference
 from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda import compiling
 from fastperm.kernels.reference.deep_set import split_parameters
+from fastperm.runs import Run
 
 pytestmark = pytest.mark.cuda
 
@@ -854,6 +855,17 @@ def test_precision_is_where_a_network_computes_and_not_what_it_is(cuda, precisio
     assert net.to("reference").to("cuda", precision=precision).precision == precision
     net.save(tmp_path / "net.safetensors")
     assert fastperm.load(tmp_path / "net.safetensors", backend="cuda").precision == "float32"
+
+
+def test_a_run_knows_its_precision(cuda, tmp_path):
+    run, task = Run(tmp_path), fastperm.PowerSpectrum(k_max=2, k_fin=2, set_size=4)
+    net = fastperm.DeepSet(2, 4, 1, 2, seed=0, backend="cuda", precision="tf32")
+    training = {"steps": 1, "batch": 1, "seed": 0, "every": 1, "validate": 0, **fastperm.Adam().config()}
+    run.write(task, net, training)
+    net.save(run.model)
+    assert (run.read()["backend"], run.read()["precision"]) == ("cuda", "tf32")
+    assert run.load("cuda", "bfloat16")[1].precision == "bfloat16"
+    assert run.load("cuda")[1].precision == "float32"
 
 
 @WEIGHTED

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import click
 
-from fastperm.cli.options import NO_PICTURE, backend_option, limited_threads, run_argument, threads_option
+from fastperm.cli.options import (
+    NO_PICTURE,
+    backend_option,
+    limited_threads,
+    precision_option,
+    run_argument,
+    threads_option,
+)
 from fastperm.cli.tables import column, span, table
 
 
@@ -19,8 +26,9 @@ from fastperm.cli.tables import column, span, table
 )
 @click.option("--picture/--no-picture", default=True, help="Draw samples and spectrum.")
 @backend_option
+@precision_option
 @threads_option
-def predict(run, samples, out, picture, backend, threads):
+def predict(run, samples, out, picture, backend, precision, threads):
     """Estimate the spectrum of your own samples.
 
     RUN is the folder of a trained network. SAMPLES is a text file of two columns, position x and value y, between
@@ -43,7 +51,7 @@ def predict(run, samples, out, picture, backend, threads):
     csv_path, picture_path = _outputs(samples, out)
     opened = Run.open(run)
     with limited_threads(threads):
-        task, net = opened.load(backend)
+        task, net = opened.load(backend, precision)
         x, y = map(np.array, read_samples(samples, largest=float(np.finfo(net.dtype).max)))
         log_powers = estimate_log_powers(net, task, x, y)
     with np.errstate(over="ignore"):
