@@ -41,7 +41,7 @@ def run():
         for layout in layouts:
             _train((layout.width, layout.width - 3), RESIDENT, generator, precision=precision)
     _train(NETWORKS[-1], HOW[0], generator, precision="bfloat16")
-    _train(NETWORKS[0], RESIDENT, generator, symmetry="circle", orders=3)
+    _train(NETWORKS[0], RESIDENT, generator, symmetry="circle", orders=3, scale="rms")
     x, offsets = generator.uniform(0, 6, 9), np.array([0, 3, 4, 9])
     coefficients = generator.standard_normal((3, 10)).view(np.complex128)
     cuda.fourier_series(*map(xp.asarray, (x, offsets, coefficients)), y=xp.empty(9))

@@ -54,6 +54,10 @@ def why_unusable():
         cupy.cuda.nvrtc.getVersion()
     except RuntimeError as error:
         return f"CuPy does not find NVRTC, the compiler of its own kernels ({error}); {INSTALL}"
+    try:
+        _ = cupy.cuda.cublas  # which loads it
+    except (ImportError, RuntimeError) as error:
+        return f"CuPy does not find cuBLAS, which multiplies the matrices of wide layers ({error}); {INSTALL}"
     if compiling.compiler() is None and not compiling.compiled_elsewhere(architecture):
         return (
             f"numba-cuda, which compiles the kernels, {compiling.NO_COMPILER or 'is not installed'}, and "

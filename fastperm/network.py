@@ -8,6 +8,7 @@ import numpy as np
 
 from fastperm import backend as backends
 from fastperm.checks import check_choice, check_device, check_dtype, check_integer, check_kernels
+from fastperm.kernels import reference
 from fastperm.kernels.arrays import beside, module_of, on_host
 from fastperm.kernels.reference.deep_set import layer_shapes, split_angles
 from fastperm.layers import Angular, Dense, Equivariant, Pooling, PoolingSaved, initialise
@@ -292,7 +293,7 @@ class DeepSet:
             *(blocks, parameters, widths, aggregate, pool, orders), c=c, y=None if pool is None else y
         )
         if pool is not None:
-            return symmetries.shifted(on_host(y), scales)[0]
+            return symmetries.shifted(on_host(y), scales, reference)[0]
 
         def answer(x):
             y = xp.empty((len(x), self.out_features), self.dtype)
@@ -329,7 +330,7 @@ class DeepSet:
         if self.pool is None:
             y = self._as_given(y, order)
         saved = Saved(sets, order, tuple(kept), pooling, head, E, scales, self.in_features)
-        return beside(self._symmetries.shifted(y, scales), given.values), saved
+        return beside(self._symmetries.shifted(y, scales, self.kernels), given.values), saved
 
     def loss_and_gradients(self, sets, targets):
         """Return the mean squared error, and make `gradients` those of this batch: one pass, nothing saved.
@@ -389,9 +390,8 @@ class DeepSet:
         """
         self._check_saved(saved)
         given = as_targets(dy, self.prediction_shape(saved.sets), self.dtype, name="dy")
-        dx = check_kernels(given, "dy", self.kernels)
-        if self.pool is None and saved.order is not None:
-            dx = dx[saved.order]
+        dy = check_kernels(given, "dy", self.kernels)
+        dx = dy if self.pool is not None or saved.order is None else dy[saved.order]
         dx = self.head.backward(dx, saved.head)
         if self.pooling is not None:
             dx = self.pooling.backward(dx, saved.pooling, saved.sets)
@@ -400,7 +400,7 @@ class DeepSet:
         for i in reversed(range(self.depth)):
             dx = self.layers[i].backward(dx, saved.layers[i], saved.sets, inputs=inputs or i > 0, **shared)
         if inputs and (self.symmetry is not None or self.scale is not None):
-            dx = self.kernels.xp.asarray(self._input_gradient(dx, dE, given, saved))
+            dx = self._input_gradient(dx, dE, dy, saved)
         return beside(self._as_given(dx, saved.order), given)
 
     def zero_gradients(self):
@@ -439,7 +439,7 @@ class DeepSet:
             sets, order, scales = self._prepared(given)
             y = self.kernels.xp.empty(self.prediction_shape(sets), self.dtype)
             self.kernels.deep_set_forward(*self._batch(sets), *self._whole(), y=y, **self._settings())
-            y = self._symmetries.shifted(y, scales) if self.pool is not None else self._as_given(y, order)
+            y = self._symmetries.shifted(y, scales, self.kernels) if self.pool is not None else self._as_given(y, order)
             return beside(y, given.values)
         except MemoryError as error:
             self._check_halves(given, error)
@@ -451,7 +451,7 @@ class DeepSet:
         """Make `gradients` those of a batch, and return its loss."""
         try:
             sets, order, scales = self._prepared(given)
-            own = self._symmetries.shifted(targets, scales, sign=-1)
+            own = self._symmetries.shifted(targets, scales, self.kernels, sign=-1)
             own = own if self.pool is not None or order is None else own[order]
             self.zero_gradients()
             batch = (*self._batch(sets), own)
@@ -513,8 +513,7 @@ class DeepSet:
         if dE is not None:
             dangles = self.kernels.xp.empty(len(dx), self.dtype)
             self.kernels.angular_basis_backward(dE, saved.E, dangles=dangles)
-        arrays = map(on_host, (dx, dangles, dy, saved.sets.values))
-        return self._symmetries.input_gradient(*arrays, saved.sets, saved.scales)
+        return self._symmetries.input_gradient(dx, dangles, dy, saved.sets, saved.scales, self.kernels)
 
     def _ordered(self, sets):
         """Return the sets as the kernels should see them, and the order of their rows (None for as they are).

@@ -10,6 +10,7 @@ import fastperm
 from fastperm.backend import BACKENDS
 from fastperm.checks import check_choice, check_integer
 from fastperm.files import replacing
+from fastperm.network import PRECISIONS
 from fastperm.training import SCHEDULES
 
 _FORMAT, _FORMAT_VERSION = "fastperm run", 1
@@ -96,6 +97,7 @@ class Run:
                 raise ValueError(f"{self.settings} is damaged: its {part} is unusable: {error}") from error
         try:
             check_choice(settings.setdefault("backend", "auto"), "backend", ("auto", *BACKENDS))
+            check_choice(settings.setdefault("precision", "float32"), "precision", PRECISIONS)
         except ValueError as error:
             raise ValueError(f"{self.settings} is damaged: {error}") from error
         return settings
@@ -124,18 +126,21 @@ class Run:
             "network": net.config(),
             "training": training,
             "backend": net.backend,
+            "precision": net.precision,
             **versions(),
         }
         with replacing(self.settings) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def load(self, backend):
+    def load(self, backend, precision="float32"):
         """Return the task and the network.
 
         Parameters
         ----------
         backend : str
             Kernels for the network.
+        precision : str, default "float32"
+            That of the network; others are for the cuda backend.
 
         Returns
         -------
@@ -145,10 +150,12 @@ class Run:
         Raises
         ------
         ValueError
-            If a file is damaged or the two do not belong together.
+            If a file is damaged or the two do not belong together, or the backend does not have this precision.
         """
         task = fastperm.PowerSpectrum.from_config(self.read()["task"], backend=task_backend(backend))
         net = fastperm.load(self.model, backend)
+        if precision != net.precision:
+            net = net.to(net.backend, precision)
         if (net.in_features, net.out_features) != (task.in_features, task.out_features) or net.pool is None:
             raise ValueError(
                 f"{self.model} and {self.settings} do not belong together: the network gives {net.out_features} "

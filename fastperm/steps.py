@@ -153,8 +153,8 @@ class Steps:
 
 
 def _recordable(net):
-    """Return whether all that a step of a network computes with is launched by its whole-network kernel and Adam."""
-    return net.backend == "cuda" and net.symmetry is None and net.scale is None and net.invariance == "rounding"
+    """Return whether all that a step of a network computes is launched by kernels of ours, but perhaps its products."""
+    return net.backend == "cuda" and net.invariance == "rounding" and not net._symmetries.ignores_angles
 
 
 def _why_not_queued(net, offsets):
@@ -166,6 +166,8 @@ def _why_not_queued(net, offsets):
 
 def _launched(net, sets, targets, optimizer, rates):
     """Launch a step on arrays that are as the kernels take them, with gradients that are zero; return the loss."""
+    sets, scales = net._symmetries.seen(sets, net.kernels)
+    targets = net._symmetries.shifted(targets, scales, net.kernels, sign=-1)
     batch = (*net._batch(sets), targets)
     loss = net.kernels.deep_set_step(*batch, *net._whole(), gradients=net.gradients.flat, **net._settings())
     optimizer._step(net.parameters, net.gradients, loss=loss, rates=rates)

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastperm.checks import check_choice, check_integer
-from fastperm.kernels.arrays import module_of, on_host
-from fastperm.scales import divided, divided_backward, root_mean_squares, stream_root_mean_square
+from fastperm.kernels.reference.root_mean_square import divided, stream_root_mean_square
 from fastperm.sets import Sets
 
 SYMMETRIES = (None, "circle")
@@ -53,19 +52,18 @@ class Symmetries(NamedTuple):
         return self.in_features - (self.symmetry == "circle")
 
     @property
-    def _ignores_angles(self):
+    def ignores_angles(self):
+        """Whether the first column of the input is left out."""
         return self.symmetry == "circle" and self.orders == 0
 
     def seen(self, sets, kernels):
         """Return the sets as the kernels should see them, and their scales (S,) or None."""
-        if self.scale is None and not self._ignores_angles:
-            return sets, None
-        values, scales = on_host(sets.values), None
-        offsets, weights = on_host(sets.offsets), on_host(sets.weights)
-        if self.scale is not None:
-            scales = root_mean_squares(values[:, 1:], offsets, weights)
-        rows = None if scales is None else np.repeat(scales, np.diff(offsets))[:, None]
-        values = kernels.xp.asarray(self.columns(values, rows, weights))
+        if self.scale is None:
+            values = kernels.xp.ascontiguousarray(sets.values[:, 1:]) if self.ignores_angles else sets.values
+            return Sets._trusted(values, sets.offsets, sets.weights), None
+        values = kernels.xp.empty((sets.n_elements, self.in_features - self.ignores_angles), sets.dtype)
+        scales = kernels.xp.empty(len(sets), np.float64)
+        kernels.root_mean_square_forward(sets.values, sets.offsets, sets.weights, u=values, r=scales)
         return Sets._trusted(values, sets.offsets, sets.weights), scales
 
     def stream_scales(self, blocks):
@@ -75,19 +73,20 @@ class Symmetries(NamedTuple):
         return stream_root_mean_square((x[:, 1:], weights) for x, weights in blocks)
 
     def columns(self, x, scales, weights=None):
-        """Return what the kernels see of rows x: no angle where it is ignored, values divided by scales, if any."""
+        """Return what the kernels see of rows x of a stream: no ignored angle, and values divided by scales, if any."""
         if scales is not None:
             x = np.concatenate([x[:, :1], divided(x[:, 1:], scales, weights)], axis=1)
-        return np.ascontiguousarray(x[:, 1:]) if self._ignores_angles else x
+        return np.ascontiguousarray(x[:, 1:]) if self.ignores_angles else x
 
-    def shifted(self, y, scales, sign=1):
+    def shifted(self, y, scales, kernels, sign=1):
         """Return predictions or targets (S, K_fin) with 2 ln r added, r being the scales, if any."""
         if scales is None:
             return y
-        shift = module_of(y).asarray(sign * 2 * np.log(scales)[:, None])
-        return (y + shift).astype(y.dtype)
+        shifted = kernels.xp.empty(y.shape, y.dtype)
+        kernels.root_mean_square_shift(y, scales, sign, shifted=shifted)
+        return shifted
 
-    def input_gradient(self, dx, dangles, dy, u, sets, scales):
+    def input_gradient(self, dx, dangles, dy, sets, scales, kernels):
         """Return the gradient of the values of the sets, (T, in_features), from that of what the kernels saw.
 
         Parameters
@@ -98,19 +97,21 @@ class Symmetries(NamedTuple):
             That of the angles; None where nothing depends on them.
         dy : ndarray of shape (S, K_fin)
             That of the predictions.
-        u : ndarray of shape (T, K)
-            The values as the kernels saw them, angles apart or not.
         sets : Sets
-            Their offsets and weights.
+            As the kernels saw them.
         scales : ndarray of shape (S,) or None
+        kernels : module
+            The backend.
         """
+        xp = kernels.xp
         if self.symmetry == "circle":
-            dangles = np.zeros(len(dx), dx.dtype) if dangles is None else dangles
-            dx = np.concatenate([dangles[:, None], dx], axis=1)
-        if scales is not None:
-            own = (scales, 2 * dy.sum(axis=1, dtype=np.float64), on_host(sets.offsets), on_host(sets.weights))
-            dx[:, 1:] = divided_backward(dx[:, 1:], u[:, 1 - self.in_features :], *own)
-        return dx
+            dangles = xp.zeros(len(dx), dx.dtype) if dangles is None else dangles
+            dx = xp.concatenate([dangles[:, None], dx], axis=1)
+        if scales is None:
+            return dx
+        found, dscale = xp.empty_like(dx), dy.sum(axis=1, dtype=np.float64) * 2
+        kernels.root_mean_square_backward(dx, sets.values, scales, dscale, sets.offsets, sets.weights, dx=found)
+        return found
 
 
 def _check_orders(orders, symmetry, aggregate, in_features):

@@ -1,6 +1,7 @@
 """Training: a run that can be stopped at any moment and taken up again to the bit."""
 
 import csv
+import inspect
 import math
 import os
 import signal
@@ -52,7 +53,7 @@ def train(
     Batch t is drawn from a generator that depends on ``seed`` and t only, so a run that is stopped and resumed takes
     bitwise the same steps as one that is not. On the cuda backend, steps on a task that draws there, such as
     ``PowerSpectrum(backend="cuda")``, are queued as one CUDA graph, if all of their kernels are fastperm's own: without
-    symmetry, scale, bitwise invariance, sets of differing sizes and layers that are wide enough for NVIDIA's library.
+    bitwise invariance, sets of differing sizes, and layers that are wide enough for NVIDIA's library.
 
     Parameters
     ----------
@@ -113,6 +114,9 @@ def train(
     ValueError
         If the checkpoint belongs to another run or is damaged, an argument is out of range, or checkpoint and history
         are one file.
+    TypeError
+        If the task has no ``sample``, or ``schedule`` is not "constant" and the optimiser has no ``learning_rate``, or
+        a ``step`` that takes none.
     """
     steps = check_integer(steps, "steps", minimum=0)
     batch = check_integer(batch, "batch", minimum=1)
@@ -123,8 +127,8 @@ def train(
         raise TypeError(f"task must have a method sample(batch, generator), got {task!r:.80}")
     if optimizer is None:
         optimizer = Adam()
-    if schedule != "constant" and not hasattr(optimizer, "learning_rate"):
-        raise TypeError(f"schedule={schedule!r} needs an optimizer with a learning_rate, got {optimizer!r:.80}")
+    if schedule != "constant":
+        _check_scheduled(optimizer, schedule)
     settings = _settings(task, batch, seed)
     records: dict[str, list] = {name: [] for name in COLUMNS}
     checkpoint = None if checkpoint is None else Path(checkpoint)
@@ -210,6 +214,20 @@ def write_history(path, records):
         writer.writerow(COLUMNS)
         for step, loss, measured, seconds in zip(*(records[name] for name in COLUMNS), strict=True):
             writer.writerow([step, loss, "" if np.isnan(measured) else measured, f"{seconds:.3f}"])
+
+
+def _check_scheduled(optimizer, schedule):
+    """Refuse an optimiser that cannot be given a learning rate for each step."""
+    if not hasattr(optimizer, "learning_rate"):
+        raise TypeError(f"schedule={schedule!r} needs an optimizer with a learning_rate, got {optimizer!r:.80}")
+    try:
+        with suppress(ValueError):  # compiled code need not say what it takes
+            inspect.signature(optimizer.step).bind(None, None, learning_rate=0.0)
+    except TypeError as error:
+        raise TypeError(
+            f"schedule={schedule!r} needs an optimizer with step(parameters, gradients, learning_rate=...), "
+            f"got {optimizer!r:.80} ({error})"
+        ) from None
 
 
 def _generator(seed, stream, number=0):

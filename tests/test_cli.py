@@ -18,7 +18,7 @@ from fastperm import backend, estimation
 from fastperm.baselines import ESTIMATORS
 from fastperm.cli import main, options
 from fastperm.cli.tables import column, table
-from fastperm.network import AGGREGATES, INVARIANCES
+from fastperm.network import AGGREGATES, INVARIANCES, PRECISIONS
 from fastperm.power_spectrum import _AMPLITUDES
 from fastperm.symmetries import SCALES, SYMMETRIES
 from fastperm.training import SCHEDULES
@@ -91,6 +91,7 @@ def test_the_options_list_what_the_library_knows():
     assert (None, *options.SYMMETRIES) == SYMMETRIES
     assert (None, *options.SCALES) == SCALES
     assert options.SCHEDULES == SCHEDULES
+    assert options.PRECISIONS == PRECISIONS
     assert tuple(_AMPLITUDES) == options.AMPLITUDES
     assert tuple(ESTIMATORS) == options.BASELINES
 
@@ -143,6 +144,20 @@ def test_both_symmetries_from_training_to_prediction(tmp_path, samples):
         run("predict", folder, moved, "--out", tmp_path / f"out-{shift}")
         estimates.append([float(row["log_power"]) for row in read_csv(tmp_path / f"out-{shift}.csv")])
     np.testing.assert_allclose(estimates[1], np.array(estimates[0]) + 2 * np.log(10), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "size", "warned"), [("rms", 0, True), ("rms", 1e-50, False), (None, 0, False)])
+def test_predict_warns_of_samples_without_a_scale(tmp_path, samples, scale, size, warned):
+    chosen = () if scale is None else ("--scale", scale)
+    run("train", "--out", tmp_path / "net", *SMALL, *chosen, "--steps", 1, "--dtype", "float64")
+    flat = tmp_path / "flat.csv"
+    flat.write_text("".join(f"{line.split(',')[0]},{size}\n" for line in samples.read_text().splitlines()))
+    result = run("predict", tmp_path / "net", flat, "--no-picture")
+    wanted = f"Warning: the values in {flat} are all zero, or as good as zero in float64: without variation they have"
+    assert (wanted in result.stderr) == warned
+    assert ("Warning" in result.stderr) == warned
+    piped = run("predict", tmp_path / "net", "-", "--no-picture", "--out", tmp_path / "piped", stdin=flat.read_text())
+    assert ("the values in standard input are all zero" in piped.stderr) == warned
 
 
 @pytest.mark.parametrize(
@@ -552,6 +567,7 @@ def change_in(part, **changes):
         (lambda settings: {**settings, "network": {}}, "run.json is damaged: its network has no in_features, width"),
         (lambda settings: {**settings, "training": {}}, "run.json is damaged: its training has no steps, batch"),
         (lambda settings: {**settings, "backend": 5}, "run.json is damaged: backend must be one of"),
+        (lambda settings: {**settings, "precision": "half"}, "run.json is damaged: precision must be one of"),
     ],
 )
 def test_settings_that_do_not_fit(trained, tmp_path, change, message):
@@ -689,6 +705,29 @@ def test_bad_options(tmp_path, monkeypatch, arguments, message):
 def test_a_missing_backend(tmp_path):
     result = run("train", "--out", tmp_path / "a", "--backend", "cuda", code=1)
     assert errors_of(result).startswith("Error: backend 'cuda' is not available: ")
+
+
+def test_a_precision_of_another_backend(trained, tmp_path, samples):
+    wanted = "precision='tf32' is for the cuda backend, and this network is on"
+    result = run("train", "--out", tmp_path / "a", *SMALL, "--precision", "tf32", code=2)
+    assert f"{wanted} 'reference'" in result.stderr
+    assert not (tmp_path / "a").exists()
+    for command in (("evaluate", trained[0]), ("predict", trained[0], samples)):
+        result = run(*command, "--backend", "cpu", "--precision", "tf32", code=1)
+        assert f"{wanted} 'cpu'" in errors_of(result)
+
+
+def test_train_remembers_the_precision(tmp_path):
+    folder = tmp_path / "run"
+    run("train", "--out", folder, *SMALL, "--steps", 1)
+    settings = json.loads((folder / "run.json").read_text())
+    assert settings["precision"] == "float32"
+    (folder / "run.json").write_text(json.dumps({**settings, "precision": "bfloat16"}))
+    result = run("train", "--out", folder, "--resume", "--steps", 2, code=2)
+    assert "precision='bfloat16' is for the cuda backend" in result.stderr
+    del settings["precision"]  # before there were any others
+    (folder / "run.json").write_text(json.dumps(settings))
+    run("train", "--out", folder, "--resume", "--steps", 2)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

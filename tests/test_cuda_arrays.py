@@ -2,6 +2,7 @@
 
 import sys
 
+import fake_cupy
 import numpy as np
 import pytest
 from cases import error, to_bf16
@@ -103,6 +104,25 @@ def test_nothing_is_copied_that_need_not_be(cupy, batch):
     values = cupy.asarray(np.concatenate(batch[0]))
     sets = fastperm.Sets(values, np.array([0, 3, 4, 9]))
     assert sets.values is values
+
+
+@pytest.mark.skipif(not compiling.SIMULATED, reason="CuPy's arrays do not say when they are copied")
+@pytest.mark.parametrize("invariance", ["rounding", "bitwise"])
+@pytest.mark.parametrize("symmetry", [{}, CIRCLE, {"symmetry": "circle", "orders": 0}], ids=str)
+def test_nothing_goes_through_the_host(cupy, batch, symmetry, invariance, monkeypatch):
+    arrays, weights, targets = batch
+    net = network(scale="rms", invariance=invariance, **symmetry)
+    sets = fastperm.Sets.ragged(map(cupy.asarray, arrays), map(cupy.asarray, weights))
+    targets = cupy.asarray(targets)
+
+    def refuse(_):
+        raise AssertionError("an array is copied to the host")
+
+    monkeypatch.setattr(fake_cupy.ndarray, "get", refuse)
+    fastperm.train_step(net, sets, targets, fastperm.Adam())
+    y, saved = net.forward(sets)
+    arrays = (net(sets), y, saved.scales, net.backward(targets, saved))
+    assert all(isinstance(array, cupy.ndarray) for array in arrays)
 
 
 @pytest.mark.skipif(not compiling.SIMULATED, reason="stands in for other libraries")

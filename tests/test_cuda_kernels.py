@@ -18,6 +18,7 @@ from fastperm.kernels import reference
 from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda import compiling
 from fastperm.kernels.reference.deep_set import split_parameters
+from fastperm.runs import Run
 
 pytestmark = pytest.mark.cuda
 
@@ -292,6 +293,89 @@ def test_pooling(cuda, counts, pool, weighted):
         results.append((p, dx))
     for found, wanted in zip(*results, strict=True):
         assert error(found, wanted) <= TOLERANCE
+
+
+# (elements per set, K): one element, sets that end within a group of rows, of a few blocks, and of many parts.
+SCALED = (((1,), 1), ((7,), 3), ((1, 5, 2, 9), 1), ((3,) * 7, 2), ((4, 8, 1), 1), ((41, 1), 2))
+if not compiling.SIMULATED:
+    SCALED += (((512,) * 4 + (37,), 1), ((5,) * 300, 3), ((100_000, 1, 5000), 2))
+
+
+@pytest.mark.parametrize("positions", [True, False], ids=["positions", "values-alone"])
+@WEIGHTED
+@pytest.mark.parametrize(("counts", "K"), SCALED, ids=str)
+def test_root_mean_square(cuda, counts, K, weighted, positions):
+    case, generator = Case(counts, 1 + K, 1, weighted), np.random.default_rng(SEED + 1)
+    x, weights, du = float32(case.x, case.weights, generator.standard_normal(case.x.shape))
+    x[case.w == 0, 1:] *= np.float32(1e38)  # of no weight: beyond all numbers if it were divided
+    x[-counts[-1] :, 1:] *= np.float32(1e-6)
+    dscale, results = generator.standard_normal(case.S), []
+    for kernels in (cuda, reference):
+        u, r = poisoned((case.T, K + positions), "float32"), poisoned(case.S, "float64")
+        kernels.root_mean_square_forward(x, case.offsets, weights, u=u, r=r)
+        dx = poisoned(x.shape, "float32")
+        kernels.root_mean_square_backward(du, u, r, dscale, case.offsets, weights, dx=dx)
+        results.append((u, r, dx))
+    (u, r, dx), wanted = results
+    # All in float64: what differs is the order of sums, and then and when how a number is rounded to float32.
+    np.testing.assert_allclose(r, wanted[1], rtol=1e-13)
+    np.testing.assert_allclose(u, wanted[0], rtol=2**-22)
+    assert (u[case.w == 0, positions:] == 0).all()
+    bound = np.abs(du) + np.repeat(np.abs(dscale), counts)[:, None] + np.abs(du).sum() / case.S
+    bound[:, 1:] /= np.repeat(r, counts)[:, None]
+    assert (np.abs(dx - wanted[2]) <= 2**-22 * np.abs(wanted[2]) + 1e-12 * bound).all()
+    np.testing.assert_array_equal(dx[:, 0], du[:, 0])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_root_mean_square_shift(cuda, sign):
+    generator = np.random.default_rng(SEED)
+    (y,), r = float32(generator.standard_normal((3, 5))), generator.uniform(0.1, 10, 3)
+    results = [poisoned(y.shape, "float32"), poisoned(y.shape, "float32")]
+    for kernels, shifted in zip((cuda, reference), results, strict=True):
+        kernels.root_mean_square_shift(y, r, sign, shifted=shifted)
+    np.testing.assert_allclose(*results, rtol=1.2e-7, atol=1e-7)  # another way to round the last digit
+    np.testing.assert_allclose(results[0], y + sign * np.log(r**2)[:, None], rtol=1e-6, atol=1e-6)
+
+
+def test_copied(cuda):
+    from fastperm.kernels.cuda.copying import copied
+
+    xp = fastperm.kernels.cuda.xp
+    (x,) = float32(np.random.default_rng(SEED).standard_normal((3, 4, 5)))
+    there = xp.asarray(x)
+    for found, wanted in (
+        (copied(there, (5, 3), (1, 20), start=5), x[:, 1].T),
+        (copied(there, (3, 5, 4), (20, 1, 5), negated=True), -x.swapaxes(1, 2)),
+        (copied(there, (12,), (5,)), x.reshape(12, 5)[:, 0]),
+        (copied(there, (4, 3, 2), (5, 20, 1), start=3, out=xp.empty((4, 3, 2), np.float32)), x.swapaxes(0, 1)[..., 3:]),
+    ):
+        np.testing.assert_array_equal(on_host(found), wanted)
+
+
+def test_every_number_of_float32_has_a_scale(cuda):
+    largest, least = np.finfo(np.float32).max, np.float32(1e-45)
+    counts = (3, 2, 2, 1, 5)
+    values = [[largest] * 3, [0, 0], [least, least], [-largest], [least, 0, 0, 0, 0]]
+    weights = [[1e38] * 3, [1, 2], [1e-38, 1e-38], [1e-38], [1e-38, 6e37, 6e37, 6e37, 6e37]]
+    values, weights = float32(np.concatenate(values), np.concatenate(weights))
+    x, offsets = np.stack([values, values], axis=1), np.concatenate([[0], np.cumsum(counts)])
+    results = []
+    for kernels in (cuda, reference):
+        u, r = poisoned(x.shape, "float32"), poisoned(len(counts), "float64")
+        kernels.root_mean_square_forward(x, offsets, weights, u=u, r=r)
+        results.append((u, r))
+    for found, wanted in zip(*results, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    np.testing.assert_allclose(results[0][1][:4], [largest, 1, least, largest], rtol=1e-6)
+
+
+def test_what_is_not_finite_has_no_finite_loss(cuda):
+    net = fastperm.DeepSet(2, 4, 1, 1, scale="rms", seed=0, backend="cuda")
+    values = np.ones((5, 2), np.float32)
+    values[1, 1] = np.nan  # nobody checks again what is changed afterwards
+    sets = fastperm.Sets._trusted(values, np.array([0, 3, 5]), None)
+    assert np.isnan(net.loss_and_gradients(sets, np.ones((2, 1))))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 4), (30, 5, 33), (70, 8, 4)], ids=str)
@@ -827,11 +911,22 @@ def test_precision_is_where_a_network_computes_and_not_what_it_is(cuda, precisio
     assert fastperm.load(tmp_path / "net.safetensors", backend="cuda").precision == "float32"
 
 
+def test_a_run_knows_its_precision(cuda, tmp_path):
+    run, task = Run(tmp_path), fastperm.PowerSpectrum(k_max=2, k_fin=2, set_size=4)
+    net = fastperm.DeepSet(2, 4, 1, 2, seed=0, backend="cuda", precision="tf32")
+    training = {"steps": 1, "batch": 1, "seed": 0, "every": 1, "validate": 0, **fastperm.Adam().config()}
+    run.write(task, net, training)
+    net.save(run.model)
+    assert (run.read()["backend"], run.read()["precision"]) == ("cuda", "tf32")
+    assert run.load("cuda", "bfloat16")[1].precision == "bfloat16"
+    assert run.load("cuda")[1].precision == "float32"
+
+
 @WEIGHTED
-@pytest.mark.parametrize(("scale", "orders"), [("rms", 2), (None, 1), ("rms", 0)], ids=str)
-def test_a_network_on_the_circle(cuda, scale, orders, weighted):
+@pytest.mark.parametrize(("scale", "orders"), [("rms", 2), (None, 1), ("rms", 0), ("rms", None)], ids=str)
+def test_a_network_with_symmetries(cuda, scale, orders, weighted):
     case, targets = Case((4, 1, 3), 2, 1, weighted), np.ones((3, 2))
-    settings = {"symmetry": "circle", "orders": orders, "scale": scale, "seed": SEED}
+    settings = {"symmetry": None if orders is None else "circle", "orders": orders, "scale": scale, "seed": SEED}
     nets = [fastperm.DeepSet(2, 4, 2, 2, backend=name, **settings) for name in ("cuda", "reference")]
     sets = fastperm.Sets(case.x, case.offsets, case.weights)
     losses = [fastperm.train_step(net, sets, targets, fastperm.Adam()) for net in nets]
@@ -842,8 +937,12 @@ def test_a_network_on_the_circle(cuda, scale, orders, weighted):
     assert error(*dx) <= 1e-4
     x, weights = case.x[5:], None if case.weights is None else case.weights[5:]
     assert error(nets[0].predict_stream(x, weights=weights), y[2]) <= TOLERANCE
-    turned = nets[0](fastperm.Sets(case.x + np.array([2.5, 0]), case.offsets, case.weights))
-    assert error(turned, y) <= TOLERANCE
+    if orders is not None:
+        turned = nets[0](fastperm.Sets(case.x + np.array([2.5, 0]), case.offsets, case.weights))
+        assert error(turned, y) <= TOLERANCE
+    if scale is not None:
+        louder = nets[0](fastperm.Sets(case.x * np.array([1, 50]), case.offsets, case.weights))
+        assert error(louder, y + 2 * np.log(50)) <= TOLERANCE
 
 
 def test_a_network_trains_and_moves_between_backends(cuda):

@@ -27,9 +27,13 @@ BUDGETS = {
     "angular_basis_backward": (48, 0, 0),
     "angular_filter": (56, 0, 0),
     "begin_step": (24, 0, 0),
+    "copied": (32, 0, 0),
+    "divide": (32, 0, 0),
+    "divide_backward": (32, 0, 0),
     "filter_gradients": (64, 0, 0),
     "finish": (40, 2048, 0),
     "finish_product": (56, 0, 0),
+    "finish_scale": (56, 2048, 0),
     "fourier_series": (54, 0, 40),  # the stack of cos and sin, for angles beyond 10⁵
     "harmonic_partials": (72, 0, 0),
     "harmonics_backward": (40, 0, 0),
@@ -69,7 +73,9 @@ BUDGETS = {
     "resident_step_tf32_64": (128, 0, 304, 1100),
     "round_to_bf16": (24, 0, 0),
     "row_scales": (24, 0, 0),
+    "scale_partials": (56, 4096, 0),
     "sets_of_rows": (24, 0, 0),
+    "shift": (24, 0, 0),
     "squared_error": (40, 2048, 0),
     "unpool": (40, 0, 0),
 }

@@ -34,7 +34,15 @@ def machine(monkeypatch, tmp_path):
             cache.cache_clear()
 
     def make(
-        *, cupy=True, built_for=13000, driver=13000, devices=1, capability="90", nvrtc=True, compiler="numba-cuda-0"
+        *,
+        cupy=True,
+        built_for=13000,
+        driver=13000,
+        devices=1,
+        capability="90",
+        nvrtc=True,
+        cublas=True,
+        compiler="numba-cuda-0",
     ):
         def count():
             if devices is None:
@@ -46,8 +54,15 @@ def machine(monkeypatch, tmp_path):
                 raise RuntimeError("libnvrtc.so.13")
             return 13, 0
 
+        class Cuda(SimpleNamespace):
+            @property
+            def cublas(self):  # CuPy imports it when it is asked for
+                if not cublas:
+                    raise ImportError("libcublas.so.13: cannot open shared object file")
+                return SimpleNamespace()
+
         module = SimpleNamespace(
-            cuda=SimpleNamespace(
+            cuda=Cuda(
                 runtime=FakeRuntime(
                     driverGetVersion=lambda: driver,
                     runtimeGetVersion=lambda: built_for,
@@ -90,6 +105,7 @@ CASES = (
     ({"devices": None}, "the NVIDIA driver finds no usable GPU (cudaErrorNoDevice)"),
     ({"capability": "75"}, "the GPU has compute capability 7.5; expected at least 8.0"),
     ({"nvrtc": False}, "CuPy does not find NVRTC, the compiler of its own kernels (libnvrtc.so.13); pip install"),
+    ({"cublas": False}, "CuPy does not find cuBLAS, which multiplies the matrices of wide layers (libcublas.so.13: "),
     ({"compiler": None}, "numba-cuda, which compiles the kernels, is not installed, and "),
 )
 

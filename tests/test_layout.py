@@ -19,7 +19,7 @@ TWINS = ("cpu", "cuda")
 # Floors of the house; an import may point to its own floor or further down.
 FLOORS = (
     ("kernels",),
-    ("backend", "checks", "files", "gpu", "parameters", "scales", "sets", "streams", "symmetries", "threads"),
+    ("backend", "checks", "files", "gpu", "parameters", "sets", "streams", "symmetries", "threads"),
     ("layers", "losses", "adam"),
     ("network", "steps", "training", "checkpoints", "paths"),
     ("power_spectrum", "optimum", "baselines", "estimation", "figures", "runs"),
@@ -87,14 +87,10 @@ def test_importing_the_cuda_kernels_touches_neither_cupy_nor_a_driver():
     assert run_python(script) == "False"
 
 
-# On the host NumPy draws, and the cpu backend passes on what the reference has.
-DRAWN = {"philox", "random_functions", "random_samples"}
-
-
 @pytest.mark.parametrize("twin", TWINS)
 def test_every_reference_kernel_has_a_twin_a_test_and_the_same_file_name(twin):
     kernels = module_names(KERNELS / "reference")
-    assert kernels - (DRAWN if twin == "cpu" else set()) <= module_names(KERNELS / twin)
+    assert kernels <= module_names(KERNELS / twin)
     tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
     assert kernels <= tests
 

@@ -88,6 +88,30 @@ def test_a_cosine_schedule_falls_to_zero(backend, tmp_path):
         run(make_net(), steps=1, schedule="linear")
 
 
+def test_a_schedule_needs_steps_that_take_a_rate():
+    class Descent:
+        learning_rate, steps = 0.1, 0
+
+        def step(self, parameters, gradients):
+            for name, gradient in gradients.items():
+                parameters[name] -= self.learning_rate * gradient
+
+    class Scheduled(Descent):
+        def step(self, parameters, gradients, **settings):
+            rates.append(settings["learning_rate"])
+
+    net, rates = make_net(), []
+    before = net.parameters.flat.copy()
+    with pytest.raises(
+        TypeError, match=r"schedule='cosine' needs an optimizer with step\(parameters.*Descent.*unexpected"
+    ):
+        run(net, steps=2, schedule="cosine", optimizer=Descent())
+    np.testing.assert_array_equal(net.parameters.flat, before)
+    run(net, steps=2, schedule="cosine", optimizer=Scheduled())
+    assert rates == pytest.approx([0.1, 0.05])
+    run(net, steps=2, optimizer=Descent())
+
+
 def test_history_is_returned_and_written(tmp_path):
     history = run(make_net(), steps=25, checkpoint=tmp_path / "state.safetensors")
     assert history["step"] == list(range(1, 26))

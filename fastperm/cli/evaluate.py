@@ -16,6 +16,7 @@ from fastperm.cli.options import (
     Several,
     backend_option,
     limited_threads,
+    precision_option,
     progress_option,
     run_argument,
     threads_option,
@@ -58,9 +59,12 @@ _EXPECTED = "(expected)"
 @click.option("--picture", type=click.Path(dir_okay=False), help="Draw the errors to this PNG file, too.")
 @progress_option
 @backend_option
+@precision_option
 @threads_option
 @click.pass_context
-def evaluate(ctx, run, sets, seed, set_size, k_max, csv_path, baselines, picture, progress, backend, threads):
+def evaluate(
+    ctx, run, sets, seed, set_size, k_max, csv_path, baselines, picture, progress, backend, precision, threads
+):
     """Measure the errors of a trained network.
 
     RUN is the folder of a trained network, evaluated here on functions that it has not seen. Prints the mean squared
@@ -82,7 +86,7 @@ def evaluate(ctx, run, sets, seed, set_size, k_max, csv_path, baselines, picture
 
     opened = Run.open(run)
     with limited_threads(threads):
-        trained, net = opened.load(backend)
+        trained, net = opened.load(backend, precision)
         shown = _applicable(ctx, trained, baselines)
         settings = list(product(k_max or [trained.k_max], set_size or [trained.set_size]))
         if picture is not None and len(settings) > 1:

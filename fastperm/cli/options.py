@@ -15,6 +15,7 @@ SYMMETRIES = ("circle",)
 SCALES = ("rms",)
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "float64")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 BASELINES = ("optimum", "gaussian-process", "least-squares", "lomb-scargle", "periodogram", "prior-mean")
 
 NO_PICTURE = 'No picture: matplotlib is not installed; pip install "fastperm[plot]"'
@@ -96,6 +97,16 @@ def backend_option(function):
         type=click.Choice(BACKENDS),
         default="auto",
         help="Kernels that compute the network; auto takes the fastest that is available here.",
+    )(function)
+
+
+def precision_option(function):
+    """Add ``--precision``."""
+    return click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="float32",
+        help="What matrices are multiplied in; for --backend cuda, whose tensor cores are faster and less precise.",
     )(function)
 
 

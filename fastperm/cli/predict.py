@@ -5,7 +5,14 @@ from pathlib import Path
 
 import click
 
-from fastperm.cli.options import NO_PICTURE, backend_option, limited_threads, run_argument, threads_option
+from fastperm.cli.options import (
+    NO_PICTURE,
+    backend_option,
+    limited_threads,
+    precision_option,
+    run_argument,
+    threads_option,
+)
 from fastperm.cli.tables import column, span, table
 
 
@@ -19,8 +26,9 @@ from fastperm.cli.tables import column, span, table
 )
 @click.option("--picture/--no-picture", default=True, help="Draw samples and spectrum.")
 @backend_option
+@precision_option
 @threads_option
-def predict(run, samples, out, picture, backend, threads):
+def predict(run, samples, out, picture, backend, precision, threads):
     """Estimate the spectrum of your own samples.
 
     RUN is the folder of a trained network. SAMPLES is a text file of two columns, position x and value y, between
@@ -43,7 +51,7 @@ def predict(run, samples, out, picture, backend, threads):
     csv_path, picture_path = _outputs(samples, out)
     opened = Run.open(run)
     with limited_threads(threads):
-        task, net = opened.load(backend)
+        task, net = opened.load(backend, precision)
         x, y = map(np.array, read_samples(samples, largest=float(np.finfo(net.dtype).max)))
         log_powers = estimate_log_powers(net, task, x, y)
     with np.errstate(over="ignore"):
@@ -52,6 +60,7 @@ def predict(run, samples, out, picture, backend, threads):
         k = task.frequencies[np.isinf(powers)][0]
         raise FloatingPointError(f"the estimate at k = {k} is beyond all numbers: log p_k = {log_powers.max():.3g}")
     _hint(opened, task, len(x))
+    _warn_without_scale(net, samples, y)
     rows = zip(map(str, task.frequencies), column(log_powers), _digits(powers), strict=True)
     click.echo(table(("k", "log p_k", "p_k"), rows))
     _write_csv(csv_path, task.frequencies, log_powers, powers)
@@ -85,6 +94,21 @@ def _hint(run, task, n):
         click.echo(
             f"Note: the network was trained on {span(task.set_size)} samples, here are {n}. How good it is then: "
             f"fastperm evaluate {run.folder} --set-size {n}",
+            err=True,
+        )
+
+
+def _warn_without_scale(net, samples, y):
+    """Say so if the network would divide the samples by a scale, and they have none."""
+    import numpy as np
+
+    from fastperm.kernels.reference.root_mean_square import LEAST_SQUARE
+
+    if net.scale is not None and np.square(y.astype(net.dtype), dtype=np.float64).mean() <= LEAST_SQUARE:
+        where = "standard input" if samples == "-" else samples
+        click.echo(
+            f"Warning: the values in {where} are all zero, or as good as zero in {net.dtype}: without variation they "
+            f"have no scale, which this network (scale {net.scale}) adds to its estimates, and these mean nothing.",
             err=True,
         )
 

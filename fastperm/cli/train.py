@@ -19,6 +19,7 @@ from fastperm.cli.options import (
     backend_option,
     limited_threads,
     message,
+    precision_option,
     progress_option,
     threads_option,
     usage_errors,
@@ -29,6 +30,7 @@ _TASK = ("k_max", "k_fin", "set_size", "power_law", "amplitudes", "noise", "outp
 _LAYERS = ("aggregate", "pool", "invariance", "symmetry", "orders", "scale", "dtype")
 _NETWORK = ("width", "depth", *_LAYERS)
 _ADAM = ("learning_rate", "beta1", "beta2", "epsilon")
+_WHERE = ("backend", "precision")
 _TRAINING = ("steps", "batch", *_ADAM, "schedule", "seed", "every", "validate")
 
 _DEPTH = 4
@@ -93,8 +95,9 @@ _positive = click.IntRange(min=1)
     type=click.Choice(SCALES),
     help="rms: divide the values of each set by their root mean square, and add its logarithm to estimates of log p_k.",
 )
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Precision of the arithmetic.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Numbers to compute with.")
 @backend_option
+@precision_option
 @click.option(
     "--steps", type=_positive, metavar="N", default=2000, help="Last step, counted from the beginning of the run."
 )
@@ -171,10 +174,10 @@ def _check_folder(run, resume):
 
 def _stored_options(stored):
     """Return the settings of a run as the options that make them."""
-    options = {**stored["task"], **stored["network"], **stored["training"], "backend": stored.get("backend", "auto")}
+    options = {**stored["task"], **stored["network"], **stored["training"], **{name: stored[name] for name in _WHERE}}
     if len(set(options.get("width", ()))) == 1:
         options["width"] = options["width"][:1]
-    return {name: options[name] for name in (*_TASK, *_NETWORK, *_TRAINING, "backend") if name in options}
+    return {name: options[name] for name in (*_TASK, *_NETWORK, *_TRAINING, *_WHERE) if name in options}
 
 
 def _build(options):
@@ -194,7 +197,7 @@ def _build(options):
         )
         net = fastperm.DeepSet(
             *(task.in_features, width, depth or len(width), task.out_features),
-            **{name: options[name] for name in (*_LAYERS, "backend", "seed")},
+            **{name: options[name] for name in (*_LAYERS, *_WHERE, "seed")},
         )
         optimizer = fastperm.Adam(**{name: options[name] for name in _ADAM})
     return task, net, optimizer

@@ -19,8 +19,13 @@ from fastperm.kernels.cpu.fourier_series import fourier_series
 from fastperm.kernels.cpu.mean_squared_error import mean_squared_error
 from fastperm.kernels.cpu.paths import paths
 from fastperm.kernels.cpu.pooling import pooling_backward, pooling_forward
-from fastperm.kernels.reference.random_functions import random_functions
-from fastperm.kernels.reference.random_samples import random_samples
+from fastperm.kernels.cpu.random_functions import random_functions
+from fastperm.kernels.cpu.random_samples import random_samples
+from fastperm.kernels.cpu.root_mean_square import (
+    root_mean_square_backward,
+    root_mean_square_forward,
+    root_mean_square_shift,
+)
 
 __all__ = [
     "adam_step",
@@ -45,5 +50,8 @@ __all__ = [
     "pooling_forward",
     "random_functions",
     "random_samples",
+    "root_mean_square_backward",
+    "root_mean_square_forward",
+    "root_mean_square_shift",
     "xp",
 ]

@@ -91,8 +91,8 @@ def angular_forward(
     weights = weights_or_empty(weights, x.dtype)
     code, floor = CODES[aggregate], x.dtype.type(FLOORS[activation])
     inputs = (tiles(x.dtype), x, E, offsets, weights, W_self, W_pool, b, A, B, code, floor)
-    run([task(_forward, *sets, *inputs, y, m, Z) for sets in small_chunks(offsets, max(W_self.shape) + E.shape[1])])
-    for s in large_sets(offsets, max(W_self.shape) + E.shape[1]):
+    run([task(_forward, *sets, *inputs, y, m, Z) for sets in small_chunks(offsets, _widest(W_self, E))])
+    for s in large_sets(offsets, _widest(W_self, E)):
         first, last = offsets[s], offsets[s + 1]
         bounds = first + pieces(last - first)
         pool_large_set(x, weights, first, last, code, m[s])
@@ -136,16 +136,21 @@ def angular_backward(
     matrices = (np.ascontiguousarray(W_self.T), np.ascontiguousarray(W_pool.T), A, B, *_turned_filters(A, B))
     wanted = (x[:0] if dx is None else dx, E[:0] if dE is None else dE)
     totals = (dW_self, dW_pool, db, dA, dB)
-    chunks = small_chunks(offsets, max(W_self.shape) + E.shape[1])
+    chunks = small_chunks(offsets, _widest(W_self, E))
     parts = [np.zeros((len(chunks), *total.shape), total.dtype) for total in totals]
     inputs = (tiles(x.dtype), dy, x, E, y, m, Z, offsets, weights, *matrices, code, relu)
     run([task(_backward, *sets, *inputs, *wanted, *own) for sets, *own in zip(chunks, *parts, strict=True)])
     for part, total in zip(parts, totals, strict=True):
         add_parts(part, total)
-    for s in large_sets(offsets, max(W_self.shape) + E.shape[1]):
+    for s in large_sets(offsets, _widest(W_self, E)):
         bounds = list(pairwise(offsets[s] + pieces(offsets[s + 1] - offsets[s])))
         set_inputs = (dy, x, E, y, m[s], np.ascontiguousarray(Z[:, s]), weights, *matrices, code, relu)
         _large_set_backward(*(bounds, *set_inputs, *wanted, *totals))
+
+
+def _widest(W_self, E):
+    """Return the width of the widest activation of a layer, harmonics included."""
+    return max(W_self.shape) + E.shape[1]
 
 
 def _large_set_backward(

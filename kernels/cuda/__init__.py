@@ -23,6 +23,11 @@ from fastperm.kernels.cuda.paths import paths
 from fastperm.kernels.cuda.pooling import pooling_backward, pooling_forward
 from fastperm.kernels.cuda.random_functions import random_functions
 from fastperm.kernels.cuda.random_samples import random_samples
+from fastperm.kernels.cuda.root_mean_square import (
+    root_mean_square_backward,
+    root_mean_square_forward,
+    root_mean_square_shift,
+)
 
 __all__ = [
     "adam_step",
@@ -47,6 +52,9 @@ __all__ = [
     "pooling_forward",
     "random_functions",
     "random_samples",
+    "root_mean_square_backward",
+    "root_mean_square_forward",
+    "root_mean_square_shift",
     "xp",
 ]
 

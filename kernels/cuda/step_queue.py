@@ -31,9 +31,7 @@ def why_not_queued(
     precision="float32",
 ):
     """Return why the steps of a network on such a batch cannot be one graph, or None if they can."""
-    if orders:
-        return "angular layers are not all kernels of ours"
-    if isinstance(layout_for(offsets, widths, aggregate, pool, precision), Layout):
+    if isinstance(layout_for(offsets, widths, aggregate, pool, precision, orders), Layout):
         return None
     if any(by_library(*pair, rounding) for pair in pairwise(widths) for rounding in ("float32", precision)):
         return "NVIDIA's library computes some products"

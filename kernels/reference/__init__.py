@@ -21,6 +21,11 @@ from fastperm.kernels.reference.paths import paths
 from fastperm.kernels.reference.pooling import pooling_backward, pooling_forward
 from fastperm.kernels.reference.random_functions import random_functions
 from fastperm.kernels.reference.random_samples import random_samples
+from fastperm.kernels.reference.root_mean_square import (
+    root_mean_square_backward,
+    root_mean_square_forward,
+    root_mean_square_shift,
+)
 
 __all__ = [
     "adam_step",
@@ -45,5 +50,8 @@ __all__ = [
     "pooling_forward",
     "random_functions",
     "random_samples",
+    "root_mean_square_backward",
+    "root_mean_square_forward",
+    "root_mean_square_shift",
     "xp",
 ]
