@@ -202,11 +202,12 @@ def test_a_launch_goes_through_cupy(machine, monkeypatch):
     where, marks, packed = launches[1]
     assert where == ["adam_step", 4, 1, 1, 256, 1, 1, 0, 77, 0]
     assert marks == [1, 2, None]  # a buffer, its size, the end
-    names = [("g", "u8"), *((f"c{i}", "f4") for i in range(6)), ("size", "i8"), ("with_loss", "i4"), ("loss", "u8")]
+    names = [("g", "u8"), *((f"c{i}", "f4") for i in range(6)), ("size", "i8")]
+    names += [("with_loss", "i4"), ("loss", "u8"), ("with_rates", "i4"), ("rates", "u8")]
     (found,) = np.frombuffer(packed, np.dtype([*names, ("p", "u8"), ("m", "u8"), ("v", "u8")], align=True))
     assert [found[name] for name in "gpmv"] == [array.data.ptr for array in arrays]
     assert [found[f"c{i}"] for i in range(1, 6)] == pytest.approx([0.9, 0.1, 0.999, 1e-3, 1e-7])
-    assert (found["size"], found["with_loss"], found["loss"]) == (1000, 0, 0)
+    assert [found[name] for name in ("size", "with_loss", "loss", "with_rates", "rates")] == [1000, 0, 0, 0, 0]
     with pytest.raises(TypeError, match="expected an array of float32, got float64"):
         kernels.adam_step(FakeArray(np.zeros(3)), 0.1, 0.9, 0.999, 1e-7, 1, p=arrays[1], m=arrays[2], v=arrays[3])
     with pytest.raises(TypeError, match="expected an array on the GPU, got one of NumPy"):
