@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 TRIAL := runs/bench
 TESTED := check test cuda-check executors rivals
-WHEEL_TESTS := test_backend.py test_cli.py test_figures.py test_gpu.py test_network.py test_optimum.py test_training.py
+WHEEL_TESTS := test_backend.py test_gpu.py test_network.py \
+    test_layout.py::test_every_module_of_the_checkout_can_be_imported \
+    $(addprefix test_cli.py::test_,train_writes_a_run the_cpu_backend_end_to_end a_command_line_as_people_use_it) \
+    $(addprefix test_cli.py::test_evaluate_,prints_what_train_printed shows_estimators_over_set_sizes)
 
 .PHONY: help packages demo test host-test simulator-test check cuda-check gpu wheel-test executors-test rivals-test bench bench-trial clean
 
@@ -15,7 +18,7 @@ help:
 	@echo "make check        lint, format, types"
 	@echo "make cuda-check   compile and assemble all cuda kernels, look at their machine code; needs no GPU"
 	@echo "make gpu          on a machine with an NVIDIA GPU: the cuda kernels tested, watched and timed; see bench/gpu.py"
-	@echo "make wheel-test   build the wheel, install it elsewhere, run the tests against it"
+	@echo "make wheel-test   build the wheel, install it elsewhere, import and use everything that is in it"
 	@echo "make executors-test  sweeps over MPI and Dask on this machine (installs them)"
 	@echo "make rivals-test  compare results with PyTorch and JAX (installs them, CPU builds)"
 	@echo "make bench        measure time and memory beside PyTorch and JAX; rewrites the tables and plots of the documents"
@@ -37,7 +40,7 @@ demo: $(VENV)/.made-plot
 	    --steps 8000 --every 1000 --validate 1024 --seed 0
 	$(BIN)/fastperm predict $(RUN) examples/samples.csv --out $(RUN)/samples-spectrum
 
-# Two halves of about the same length; `make -j2 test` runs them side by side.
+# The second part takes half a minute; with an empty folder of compiled code, minutes of the first go into compiling.
 test: host-test simulator-test
 
 host-test: $(VENV)/.made-test
@@ -58,13 +61,14 @@ cuda-check: $(VENV)/.made-cuda-check
 gpu: $(VENV)/.made-test $(VENV)/.made-cuda
 	PYTHON=$(BIN)/python bash bench/gpu.sh
 
-# The tests run in another folder, where the checkout cannot stand in for a package that the wheel forgot. These reach
-# every package of it; what they compute, `make test` has checked.
+# The tests run in another folder, where the checkout cannot stand in for a package that the wheel forgot. These import
+# every module of it, and whatever else it needs; what they compute, `make test` has checked.
 wheel-test: $(VENV)/.made-check
 	rm -rf build dist $(VENV)-wheel
 	$(BIN)/python -m build --quiet
 	$(PYTHON) -m venv $(VENV)-wheel
 	$(VENV)-wheel/bin/python -m pip install --quiet "$$(echo dist/fastperm-*.whl)[test]"
+	$(VENV)-wheel/bin/fastperm --version
 	cd tests && ../$(VENV)-wheel/bin/pytest --import-mode=importlib -p no:cacheprovider -q $(WHEEL_TESTS)
 
 executors-test: $(VENV)/.made-executors

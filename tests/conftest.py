@@ -1,13 +1,34 @@
-"""The cuda kernels as tests call them: in Numba's simulator, or on a GPU."""
+"""The cuda kernels as tests call them, in Numba's simulator or on a GPU; and Numba's compiler without pauses."""
+
+import gc
 
 import sys
 
 import fake_cupy
 import numpy as np
 import pytest
+from numba.core import event
 
 from fastperm import backend
 from fastperm.kernels.arrays import on_host
+
+
+class _NoGarbage(event.Listener):
+    """Looks for no garbage while something is compiled: a seventh of the time, and there is little to find."""
+
+    depth = 0  # a function is compiled while another one is that calls it
+
+    def on_start(self, event):
+        self.depth += 1
+        gc.disable()
+
+    def on_end(self, event):
+        self.depth -= 1
+        if self.depth == 0:
+            gc.enable()
+
+
+event.register("numba:compile", _NoGarbage())
 
 
 class OnDevice:

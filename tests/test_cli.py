@@ -43,6 +43,13 @@ def errors_of(result):
     return result.stderr.strip().splitlines()[-1]
 
 
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch):
+    """Pictures of a run take most of its time; those of `trained` are drawn, and looked at."""
+    for name in ("learning_curve", "spectra", "samples"):
+        monkeypatch.setattr(f"fastperm.figures.{name}", lambda path, *arguments, **options: path.touch())
+
+
 def start(*arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "fastperm", *map(str, arguments)],

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,16 +29,39 @@ def run(folder):
     return (*map(int, result.stdout.split()), result.stderr)
 
 
-def test_a_second_process_compiles_nothing(tmp_path):
-    def files():
-        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The folder that a first process filled, and what that process said."""
+    folder = tmp_path_factory.mktemp("cache") / "new"
+    return folder, run(folder)
 
-    message = f"compiling kernels, up to a minute; they are kept in {tmp_path / 'cache'}\n"
-    assert run(tmp_path / "cache") == (0, 1, message)
+
+def test_a_second_process_compiles_nothing(first):
+    folder, said = first
+
+    def files():
+        return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    assert said == (0, 1, f"compiling kernels, up to a minute; they are kept in {folder}\n")
     written = files()
     assert {Path(name).suffix for name in written} == {".nbi", ".nbc"}
-    assert run(tmp_path / "cache") == (1, 0, "")
+    assert run(folder) == (1, 0, "")
     assert files() == written
+
+
+def test_processes_that_compile_at_once_do_not_take_each_others_code(tmp_path):
+    own, other = (compiling._CacheFile(str(tmp_path), "function", "stamp") for _ in range(2))
+    seen_before = own._load_index()
+    other.save("float64", "code for float64")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own, "_load_index", lambda: seen_before)
+        own.save("float32", "code for float32")
+    for file in own, other:
+        assert file.load("float32") == "code for float32"
+        assert file.load("float64") in (None, "code for float64")
+    own.save("float64", "newer code for float64")
+    assert other.load("float64") == "newer code for float64"
+    assert other.load("float32") == "code for float32"
 
 
 def test_nothing_is_written_beside_the_source():
@@ -52,12 +76,12 @@ def test_without_a_folder_to_write_to_it_still_works(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
-def test_a_damaged_cache_is_written_anew(tmp_path, suffix):
-    run(tmp_path)
-    for path in tmp_path.glob(f"*{suffix}"):
+def test_a_damaged_cache_is_written_anew(first, tmp_path, suffix):
+    folder = shutil.copytree(first[0], tmp_path / "damaged")
+    for path in folder.glob(f"*{suffix}"):
         path.write_bytes(path.read_bytes()[: 0 if suffix == ".nbi" else 100])
-    assert run(tmp_path)[0] == 0
-    assert run(tmp_path) == (1, 0, "")
+    assert run(folder)[0] == 0
+    assert run(folder) == (1, 0, "")
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write to")

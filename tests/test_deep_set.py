@@ -1,5 +1,6 @@
 """The kernels of the whole network against autograd: every way of pooling, every kind of batch, odd widths."""
 
+import functools
 from itertools import pairwise
 
 import autograd
@@ -31,8 +32,10 @@ def make(widths, counts, weighted, orders=0, seed=3):
     return case, named, np.concatenate([array.ravel() for array in named.values()])
 
 
-def check(backend, widths, counts, weighted, aggregate, pool, dtype, orders=0):
-    """Compare prediction, loss and gradients with those of the oracle."""
+# Tests with one answer follow each other: pytest varies first what is parametrized on top.
+@functools.lru_cache(maxsize=len(WIDTHS))
+def wanted(widths, counts, weighted, aggregate, pool, orders):
+    """Return a batch, flat parameters, and by the oracle the prediction, the loss and its gradients by name."""
     case, named, flat = make(widths, counts, weighted, orders)
     if aggregate == "sum":  # keep numbers of size 1 through the layers
         case.weights = case.w / case.counts.max()
@@ -46,42 +49,48 @@ def check(backend, widths, counts, weighted, aggregate, pool, dtype, orders=0):
     def loss(named):
         return anp.mean((predict(named) - targets) ** 2)
 
-    wanted = autograd.grad(loss)(named)
-    x, weights, parameters, targets_ = as_dtype(dtype, case.x, case.weights, flat, targets)
+    value, gradients = autograd.value_and_grad(loss)(named)
+    return (case.x, case.offsets, case.weights, targets), flat, (predict(named), value, gradients)
+
+
+def check(backend, widths, counts, weighted, aggregate, pool, dtype, orders=0):
+    """Compare prediction, loss and gradients with those of the oracle."""
+    (*batch, targets), flat, (wanted_y, loss, of_oracle) = wanted(widths, counts, weighted, aggregate, pool, orders)
+    x, weights, parameters, targets = as_dtype(dtype, batch[0], batch[2], flat, targets)
     y, gradients = poisoned(targets.shape, dtype), np.zeros(flat.shape, dtype)
-    batch, network = (x, case.offsets, weights), (parameters, widths, aggregate, pool, orders)
+    batch, network = (x, batch[1], weights), (parameters, widths, aggregate, pool, orders)
     kernels(backend).deep_set_forward(*batch, *network, y=y)
-    found = kernels(backend).deep_set_step(*batch, targets_, *network, gradients=gradients)
-    assert error(y, predict(named)) <= TOLERANCES[dtype]
+    found = kernels(backend).deep_set_step(*batch, targets, *network, gradients=gradients)
+    assert error(y, wanted_y) <= TOLERANCES[dtype]
     assert isinstance(found, float)
-    assert found == pytest.approx(loss(named), rel=TOLERANCES[dtype])
+    assert found == pytest.approx(loss, rel=TOLERANCES[dtype])
     start = 0
-    for name, gradient in wanted.items():
+    for name, gradient in of_oracle.items():
         own = gradients[start : start + gradient.size].reshape(gradient.shape)
         # A set of one element sees itself at no distance, and a sine of that is zero, to the rounding of the cosine.
-        likewise = wanted[name.replace(".sin", ".cos")]
+        likewise = of_oracle[name.replace(".sin", ".cos")]
         size = max(np.abs(gradient).max(), np.abs(likewise).max())
         assert np.abs(own - gradient).max() <= TOLERANCES[dtype] * size, (widths, name)
         start += gradient.size
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
 @pytest.mark.parametrize("pool", [*HOW, None])
 @pytest.mark.parametrize("aggregate", HOW)
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_prediction_loss_and_gradients_match_autograd(backend, aggregate, pool, counts, weighted, dtype):
     for widths in WIDTHS:
         check(backend, widths, counts, weighted, aggregate, pool, dtype)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 @pytest.mark.parametrize("counts", [*COUNTS[:3], (301, 2)], ids=str)  # the oracle goes through all pairs
 @pytest.mark.parametrize("pool", [*HOW, None])
 @pytest.mark.parametrize("aggregate", ["mean", "sum"])
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_angular_networks_match_autograd(backend, aggregate, pool, counts, weighted, dtype):
     for orders, widths in zip((1, 3, 2), WIDTHS, strict=False):
         check(backend, widths, counts, weighted, aggregate, pool, dtype, orders)

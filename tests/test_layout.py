@@ -95,6 +95,15 @@ def test_every_reference_kernel_has_a_twin_a_test_and_the_same_file_name(twin):
     assert kernels <= tests
 
 
+def test_every_module_of_the_checkout_can_be_imported():
+    """From a wheel as well, which may have forgotten a package (`make wheel-test`)."""
+    root = Path(__file__).parents[1]
+    for path in (*root.glob("fastperm/**/*.py"), *root.glob("kernels/**/*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        import_module(f"fastperm.{name}" if parts[0] == "kernels" else name)
+
+
 def test_kernels_refuse_any_other_name():
     script = f"import sys; sys.path.insert(0, {str(KERNELS.parent)!r}); import {KERNELS.name}"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/", check=False)

@@ -62,10 +62,27 @@ class _CacheImpl(caching.CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
+class _CacheFile(caching.IndexDataCacheFile):
+    """The code of a function for each kind of arguments, in files that are named by these.
+
+    Numba counts the files: two processes that compile at once for different arguments give both the same number, and
+    one of them is taken for the other. Here one may at most be forgotten, and is compiled again.
+    """
+
+    def save(self, key, data):
+        name = self._data_name(int(hashlib.sha256(repr(key).encode()).hexdigest()[:12], 16))
+        self._save_data(name, data)
+        self._save_index(self._load_index() | {key: name})
+
+
 class _FunctionCache(caching.FunctionCache):
     """A cache that may fail: what cannot be read is compiled again, what cannot be written is left."""
 
     _impl_class = _CacheImpl
+
+    def __init__(self, py_func):
+        super().__init__(py_func)
+        self._cache_file = _CacheFile(self._cache_path, self._impl.filename_base, _source_stamp())
 
     def load_overload(self, sig, target_context):
         found = None
