@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from fastperm.steps import why_one_by_one
+
 
 class Path(NamedTuple):
     """The way that some sets of a batch take."""
@@ -16,13 +18,14 @@ class Explanation(NamedTuple):
 
     backend: str
     paths: tuple  # of Path
+    steps: str | None = None  # how training steps are launched on a GPU
 
     def __str__(self):
         lines = [f"backend {self.backend}"]
         for path in self.paths:
             count = len(path.sets)
             lines.append(f"  {path.name}: {count:,} {'set' if count == 1 else 'sets'}, {path.why}")
-        return "\n".join(lines)
+        return "\n".join(lines if self.steps is None else [*lines, f"  training steps: {self.steps}"])
 
 
 def explain(net, sets):
@@ -39,7 +42,8 @@ def explain(net, sets):
     -------
     Explanation
         The backend and, for every path that is taken, its name, the sets that take it, and why. The tables of what
-        decides are in the files ``paths.py`` of the backends.
+        decides are in the files ``paths.py`` of the backends. On the cuda backend also whether training steps on such a
+        batch can be one CUDA graph.
 
     Raises
     ------
@@ -55,4 +59,10 @@ def explain(net, sets):
     """
     sets = net.as_sets(sets)
     found = net.kernels.paths(sets.offsets, *net._whole()[1:], **net._settings())
-    return Explanation(net.backend, tuple(Path(name, tuple(own.tolist()), why) for name, own, why in found))
+    paths = tuple(Path(name, tuple(own.tolist()), why) for name, own, why in found)
+    return Explanation(net.backend, paths, _steps(net, sets) if net.backend == "cuda" else None)
+
+
+def _steps(net, sets):
+    reason = why_one_by_one(net, sets.offsets)
+    return "one CUDA graph for a batch that lies where one lay before" if reason is None else f"one by one: {reason}"

@@ -63,9 +63,10 @@ class PowerSpectrum:
         out.
     backend : {"auto", "cpu", "reference", "cuda"}, default "auto"
         What evaluates f. It is a property of the machine, not of the task, so `config` leaves it out. "auto" is the
-        fastest that computes on the host. With "cuda" sets and targets are drawn on the GPU and stay there, as CuPy
-        arrays: from other random numbers, so that the same seed gives other sets than elsewhere, of the same law.
-        Where ``amplitudes`` or ``positions`` are callables, sets are those of the host, copied to the GPU.
+        fastest that computes on the host; `train` moves it to "cuda" with a network that is there. With "cuda" sets and
+        targets are drawn on the GPU and stay there, as CuPy arrays: from other random numbers, so that the same seed
+        gives other sets than elsewhere, of the same law. Where ``amplitudes`` or ``positions`` are callables, sets are
+        those of the host, copied to the GPU.
 
     Attributes
     ----------

@@ -98,7 +98,7 @@ class Steps:
         self._losses: list[float] = []
         self._sampler: Any = None
         self._queue: Any = None
-        if type(optimizer).step is Adam.step and _recordable(net):
+        if type(optimizer).step is Adam.step and why_one_by_one(net) is None:
             self._make_queue()
         self.capacity = 1 if self._queue is None else QUEUED
 
@@ -140,7 +140,7 @@ class Steps:
             return
         from fastperm.kernels.cuda.step_queue import StepQueue
 
-        if net.pool is None or _why_not_queued(net, sampler.sets.offsets) is not None:
+        if net.pool is None or why_one_by_one(net, sampler.sets.offsets) is not None:
             return
         check_device(net.parameters.flat, "the network")
         self._sampler, optimizer = sampler, self._optimizer
@@ -152,12 +152,19 @@ class Steps:
         self._queue = StepQueue(work, net.gradients.flat, QUEUED)
 
 
-def _recordable(net):
-    """Return whether all that a step of a network computes is launched by kernels of ours, but perhaps its products."""
-    return net.backend == "cuda" and net.invariance == "rounding" and not net._symmetries.ignores_angles
+def why_one_by_one(net, offsets=None):
+    """Return why steps of a network, on batches with these offsets if they are known, cannot become a CUDA graph.
 
-
-def _why_not_queued(net, offsets):
+    None if they can.
+    """
+    if net.backend != "cuda":
+        return "there is no GPU"
+    if net.invariance == "bitwise":
+        return "CuPy sorts the elements"
+    if net._symmetries.ignores_angles:
+        return "CuPy leaves out the angles"
+    if offsets is None:
+        return None
     from fastperm.kernels.cuda.step_queue import why_not_queued
 
     _, *shape = net._whole()
@@ -223,7 +230,7 @@ def _batch_queue(net, sets, targets, optimizer):
     """Return a queue of steps on a batch, or False if there cannot be one."""
     from fastperm.kernels.cuda.step_queue import StepQueue
 
-    if _why_not_queued(net, sets.offsets) is not None:
+    if why_one_by_one(net, sets.offsets) is not None:
         return False
 
     def work(_, rates):
@@ -237,7 +244,7 @@ def _place(net, sets, targets, optimizer):
 
     None if steps on such a batch cannot be recorded, among others because something has to be checked or moved first.
     """
-    if not (_recordable(net) and type(sets) is Sets and type(optimizer).step is Adam.step):
+    if why_one_by_one(net) is not None or type(sets) is not Sets or type(optimizer).step is not Adam.step:
         return None
     values, weights, moments = sets.values, sets.weights, optimizer._moments
     if not (on_gpu(values) and isinstance(targets, type(values)) and all(isinstance(m, Parameters) for m in moments)):

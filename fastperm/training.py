@@ -51,9 +51,11 @@ def train(
     """Train a network on a task.
 
     Batch t is drawn from a generator that depends on ``seed`` and t only, so a run that is stopped and resumed takes
-    bitwise the same steps as one that is not. On the cuda backend, steps on a task that draws there, such as
-    ``PowerSpectrum(backend="cuda")``, are queued as one CUDA graph, if all of their kernels are fastperm's own: without
-    bitwise invariance, sets of differing sizes, and layers that are wide enough for NVIDIA's library.
+    bitwise the same steps as one that is not.
+
+    On the cuda backend, `PowerSpectrum` with ``backend="auto"`` or "cuda" draws on the GPU, and steps are queued there
+    as one CUDA graph if all of their kernels are fastperm's own: without bitwise invariance, sets of differing sizes,
+    and layers that are wide enough for NVIDIA's library.
 
     Parameters
     ----------
@@ -154,6 +156,8 @@ def train(
         if history is not None:
             write_history(history, records)
 
+    if net.backend == "cuda" and getattr(task, "backend", None) == "auto" and hasattr(task, "device_sampler"):
+        task = task.to("cuda")
     work = Steps(net, task, optimizer, batch)
     bar = tqdm(total=steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True)
     start = time.perf_counter()

@@ -1,7 +1,6 @@
 """The cuda kernels as tests call them, in Numba's simulator or on a GPU; and Numba's compiler without pauses."""
 
 import gc
-
 import sys
 
 import fake_cupy

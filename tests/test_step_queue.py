@@ -350,6 +350,30 @@ def test_a_graph_is_of_what_it_was_made_for(cupy, one_by_one, change):
     np.testing.assert_array_equal(found, run())
 
 
+def test_the_task_goes_where_the_network_is(cupy):
+    wanted = trained(ON_CHIP)
+    found = trained(ON_CHIP, TASK | {"backend": "auto"})
+    np.testing.assert_array_equal(found[0], wanted[0])
+    host = trained(ON_CHIP, TASK | {"backend": "reference"})
+    assert not np.array_equal(host[0], wanted[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        (ON_CHIP, "one CUDA graph for a batch that lies where one lay before"),
+        ({"width": 256}, "one by one: NVIDIA's library computes some products"),
+        ({"invariance": "bitwise"}, "one by one: CuPy sorts the elements"),
+        ({"symmetry": "circle", "orders": 0}, "one by one: CuPy leaves out the angles"),
+    ],
+    ids=["on chip", "library", "bitwise", "no angles"],
+)
+def test_explain_says_how_steps_are_launched(cuda, settings, steps):
+    net = fastperm.DeepSet(**{"in_features": 2, "width": 8, "depth": 2, "out_features": 2} | settings, backend="cuda")
+    said = str(fastperm.explain(net, np.zeros((2, SIZE, 2))))
+    assert said.endswith(f"\n  training steps: {steps}")
+
+
 def test_what_lies_on_the_gpu_stays_there(cupy, monkeypatch):
     monkeypatch.setattr("fastperm.kernels.cuda.step_queue.on_host", lambda array: pytest.fail("copied to the host"))
     work = Steps(network(**ON_CHIP), fastperm.PowerSpectrum(**TASK), fastperm.Adam(), 3)
