@@ -64,5 +64,5 @@ def explain(net, sets):
 
 
 def _steps(net, sets):
-    reason = why_one_by_one(net, sets.offsets)
+    reason = why_one_by_one(net, sets.n_elements)
     return "one CUDA graph for a batch that lies where one lay before" if reason is None else f"one by one: {reason}"

@@ -15,6 +15,9 @@ QUEUED = 4096
 # Batches that `train_step` remembers in order to know them again, those whose steps it keeps as CUDA graphs, with the
 # memory that they work in, and the most bytes of offsets to compare.
 REMEMBERED, RECORDED, MOST_BYTES = 16, 4, 1 << 16
+# Activations of a step that may be recorded. Larger ones keep a GPU busy for longer than the host takes, and what is
+# recorded keeps its memory.
+MOST_NUMBERS = 1 << 27
 
 
 def train_step(net, sets, targets, optimizer, *, learning_rate=None):
@@ -98,7 +101,7 @@ class Steps:
         self._losses: list[float] = []
         self._sampler: Any = None
         self._queue: Any = None
-        if type(optimizer).step is Adam.step and why_one_by_one(net) is None:
+        if net.backend == "cuda" and type(optimizer).step is Adam.step:
             self._make_queue()
         self.capacity = 1 if self._queue is None else QUEUED
 
@@ -140,7 +143,7 @@ class Steps:
             return
         from fastperm.kernels.cuda.step_queue import StepQueue
 
-        if net.pool is None or why_one_by_one(net, sampler.sets.offsets) is not None:
+        if net.pool is None or why_one_by_one(net, sampler.sets.n_elements) is not None:
             return
         check_device(net.parameters.flat, "the network")
         self._sampler, optimizer = sampler, self._optimizer
@@ -152,23 +155,17 @@ class Steps:
         self._queue = StepQueue(work, net.gradients.flat, QUEUED)
 
 
-def why_one_by_one(net, offsets=None):
-    """Return why steps of a network, on batches with these offsets if they are known, cannot become a CUDA graph.
-
-    None if they can.
-    """
+def why_one_by_one(net, elements):
+    """Return why steps on batches of so many elements are not recorded and done again, or None if they are."""
     if net.backend != "cuda":
         return "there is no GPU"
     if net.invariance == "bitwise":
         return "CuPy sorts the elements"
     if net._symmetries.ignores_angles:
         return "CuPy leaves out the angles"
-    if offsets is None:
-        return None
-    from fastperm.kernels.cuda.step_queue import why_not_queued
-
-    _, *shape = net._whole()
-    return why_not_queued(offsets, *shape, **net._settings())
+    if elements * sum(net.widths) > MOST_NUMBERS:
+        return f"activations of {elements * sum(net.widths):,} numbers, more than {MOST_NUMBERS:,}"
+    return None
 
 
 def _launched(net, sets, targets, optimizer, rates):
@@ -205,7 +202,7 @@ def _known_losses(queue, optimizer):
 
 
 def _queue_of(net, sets, targets, optimizer):
-    """Return the queue that takes steps on a batch as one CUDA graph; None if it came for the first time, or never can.
+    """Return the queue that takes steps on a batch again, or None: it came for the first time, or is not recorded.
 
     A batch is known by where it lies: its numbers may be others.
     """
@@ -223,15 +220,12 @@ def _queue_of(net, sets, targets, optimizer):
         if sum(bool(queue) for queue in known.values()) == RECORDED:
             return None
         known[place] = _batch_queue(net, sets, targets, optimizer)
-    return known[place] or None
+    return known[place]
 
 
 def _batch_queue(net, sets, targets, optimizer):
-    """Return a queue of steps on a batch, or False if there cannot be one."""
+    """Return a queue of steps on a batch."""
     from fastperm.kernels.cuda.step_queue import StepQueue
-
-    if why_one_by_one(net, sets.offsets) is not None:
-        return False
 
     def work(_, rates):
         return _launched(net, sets, targets, optimizer, rates)
@@ -244,7 +238,9 @@ def _place(net, sets, targets, optimizer):
 
     None if steps on such a batch cannot be recorded, among others because something has to be checked or moved first.
     """
-    if why_one_by_one(net) is not None or type(sets) is not Sets or type(optimizer).step is not Adam.step:
+    if net.backend != "cuda" or type(sets) is not Sets or type(optimizer).step is not Adam.step:
+        return None
+    if why_one_by_one(net, sets.n_elements) is not None:
         return None
     values, weights, moments = sets.values, sets.weights, optimizer._moments
     if not (on_gpu(values) and isinstance(targets, type(values)) and all(isinstance(m, Parameters) for m in moments)):

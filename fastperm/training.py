@@ -54,8 +54,8 @@ def train(
     bitwise the same steps as one that is not.
 
     On the cuda backend, `PowerSpectrum` with ``backend="auto"`` or "cuda" draws on the GPU, and steps are queued there
-    as one CUDA graph if all of their kernels are fastperm's own: without bitwise invariance, sets of differing sizes,
-    and layers that are wide enough for NVIDIA's library.
+    as CUDA graphs without waiting for each loss (not with bitwise invariance, sets of differing sizes, or more than 2²⁷
+    activations in a step; `explain` says so).
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-BINARY = ("add", "sub", "mul", "truediv", "and_", "or_", "lt", "le", "gt", "ge", "eq", "ne")
+BINARY = ("add", "sub", "mul", "truediv", "and_", "or_", "lshift", "lt", "le", "gt", "ge", "eq", "ne")
 
 
 class ndarray:  # noqa: N801 (CuPy's name)
@@ -109,22 +109,31 @@ def _function(function):
 
 # Of NVIDIA's headers.
 CUDA_R_32F, CUDA_R_16BF = 0, 14
-CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 0, 1, 68, -1
+CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_GEMM_DEFAULT = 0, 1, -1
+CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 77
 
 
 def gemm_ex(handle, of_A, of_B, m, n, k, alpha, A, A_type, lda, B, B_type, ldb, beta, C, C_type, ldc, compute, how):
-    """Write α op(A) op(B) + β C as cuBLAS does, for A and B in bfloat16: matrices lie column by column."""
-    assert (handle, A_type, B_type, C_type) == ("handle", CUDA_R_16BF, CUDA_R_16BF, CUDA_R_32F)
-    assert (compute, how) == (CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT)
-    one, zero = (ctypes.c_float.from_address(place).value for place in (alpha, beta))
-    assert zero == 0  # C may be anything before
+    """Write α op(A) op(B) + β C as cuBLAS does, for A and B in float32 or bfloat16: matrices lie column by column."""
+    assert (handle, B_type, C_type, how) == ("handle", A_type, CUDA_R_32F, CUBLAS_GEMM_DEFAULT)
+    assert (A_type, compute) in {
+        (CUDA_R_32F, CUBLAS_COMPUTE_32F),
+        (CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32),
+        (CUDA_R_16BF, CUBLAS_COMPUTE_32F),
+    }
+    one, added = (ctypes.c_float.from_address(place).value for place in (alpha, beta))
     factors = []
     for place, lead, way, (rows, columns) in ((A, lda, of_A, (m, k)), (B, ldb, of_B, (k, n))):
         assert way in (CUBLAS_OP_N, CUBLAS_OP_T)
         shape = (rows, columns) if way == CUBLAS_OP_N else (columns, rows)
-        numbers = (_columns(place, *shape, lead, np.uint16).astype(np.uint32) << 16).view(np.float32)
+        if A_type == CUDA_R_16BF:
+            numbers = (_columns(place, *shape, lead, np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            numbers = _columns(place, *shape, lead, np.float32)
         factors.append(numbers if way == CUBLAS_OP_N else numbers.T)
-    _columns(C, m, n, ldc, np.float32)[:] = one * (factors[0] @ factors[1])
+    out = _columns(C, m, n, ldc, np.float32)
+    before = added * out if added else 0  # C may be anything where it is not added
+    out[:] = one * (factors[0] @ factors[1]) + before
 
 
 def _columns(place, rows, columns, lead, dtype):
@@ -148,6 +157,7 @@ class Cupy(ModuleType):
                 CUBLAS_OP_N=CUBLAS_OP_N,
                 CUBLAS_OP_T=CUBLAS_OP_T,
                 CUBLAS_COMPUTE_32F=CUBLAS_COMPUTE_32F,
+                CUBLAS_COMPUTE_32F_FAST_TF32=CUBLAS_COMPUTE_32F_FAST_TF32,
                 CUBLAS_GEMM_DEFAULT=CUBLAS_GEMM_DEFAULT,
             ),
             device=SimpleNamespace(get_cublas_handle=lambda: "handle"),

@@ -274,29 +274,35 @@ def test_networks_of_all_backends_are_tested_on_the_same_sets(cupy):
     np.testing.assert_allclose(found.estimates, wanted.estimates, rtol=1e-5)
 
 
-def test_wide_products_in_bfloat16(cupy, monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_products_of_the_library(cupy, monkeypatch, precision):
     from fastperm.kernels.cuda import pooling, product
 
     if compiling.SIMULATED:
         monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
         monkeypatch.setattr(product, "SIMULATED", False)
+    elif precision == "float32":
+        monkeypatch.setattr(product, "LIBRARY", 64)
+        monkeypatch.setattr(product, "LIBRARY_TRANSPOSED", 64)
     rows, inner, columns = (9, 17, 21) if compiling.SIMULATED else (1000, 131, 67)
-    generator, tolerance = np.random.default_rng(0), 5e-6  # sums in float32
+    # Sums in float32; what the library rounds to TF32 differs from what is compared with here.
+    generator, tolerance = np.random.default_rng(0), 5e-6 if compiling.SIMULATED or precision != "tf32" else 1e-3
+    rounded = to_bf16 if precision == "bfloat16" else lambda array: array.astype(np.float64)
     flat = generator.standard_normal(1 + inner * columns).astype(np.float32)
     x, g = (generator.standard_normal((rows, width)).astype(np.float32) for width in (inner, columns))
     c, sets = generator.standard_normal((2, columns)).astype(np.float32), np.arange(rows, dtype=np.int32) // (rows - 3)
-    x_, W_, g_ = (to_bf16(array) for array in (x, flat[1:].reshape(inner, columns), g))
+    x_, W_, g_ = (rounded(array) for array in (x, flat[1:].reshape(inner, columns), g))
 
     on_gpu = [cupy.asarray(array) for array in (x, flat, g, c, sets)]
     W = on_gpu[1][1:].reshape(inner, columns)  # of a network, whose matrices are not aligned
     y, dx, dW = cupy.empty(g.shape, np.float32), cupy.empty(x.shape, np.float32), cupy.asarray(np.ones_like(W_, "f4"))
     partials = product.product(
-        *(on_gpu[0], W, y), c=on_gpu[3], sets=on_gpu[4], relu=True, code=pooling.SUM, n_sets=2, precision="bfloat16"
+        *(on_gpu[0], W, y), c=on_gpu[3], sets=on_gpu[4], relu=True, code=pooling.SUM, n_sets=2, precision=precision
     )
     p = cupy.empty(c.shape, np.float32)
     pooling.finish(partials, cupy.asarray(np.array([0, rows - 3, rows])), "sum", None, p)
-    product.product(on_gpu[2], W, dx, B_along_k=True, masked_by=on_gpu[0], precision="bfloat16")
-    product.add_transposed_product(on_gpu[0], on_gpu[2], dW, precision="bfloat16")
+    product.product(on_gpu[2], W, dx, B_along_k=True, masked_by=on_gpu[0], precision=precision)
+    product.add_transposed_product(on_gpu[0], on_gpu[2], dW, precision=precision)
     wanted = np.maximum(x_ @ W_ + c[sets], 0)
     assert error(on_host(y), wanted) <= tolerance
     assert error(on_host(p), np.add.reduceat(wanted, [0, rows - 3])) <= tolerance
@@ -310,8 +316,10 @@ def test_a_library_without_memory_is_a_memory_error(cupy, monkeypatch):
     def fail(*_):
         raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
 
-    monkeypatch.setattr(product, "_gemm_bf16", fail)
-    monkeypatch.setattr(product, "SIMULATED", False)
+    if compiling.SIMULATED:
+        monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
+        monkeypatch.setattr(product, "SIMULATED", False)
+    monkeypatch.setattr(cupy.cuda.cublas, "gemmEx", fail)
     square = cupy.asarray(np.ones((16, 16), np.float32))
     with pytest.raises(MemoryError, match="ALLOC_FAILED"):
         product.product(square, square, square, precision="bfloat16")

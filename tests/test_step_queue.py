@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import fastperm
+from fastperm import steps
 from fastperm.kernels.arrays import on_gpu, on_host
-from fastperm.kernels.cuda import compiling, graphs, step_queue
+from fastperm.kernels.cuda import compiling, graphs
 from fastperm.steps import Steps
 
 pytestmark = pytest.mark.cuda
@@ -18,13 +19,16 @@ TASK = {"k_max": 3, "k_fin": (2, 3), "set_size": SIZE, "dtype": "float32", "back
 ON_CHIP = {"aggregate": "mean", "pool": "sum"}
 LAYER_BY_LAYER = {"aggregate": "max", "pool": "mean"}
 CIRCLE = {"symmetry": "circle", "orders": 2, "scale": "rms"}
+LIBRARY = {"width": (40, 20) if compiling.SIMULATED else (256, 300)}
 WAYS = pytest.mark.parametrize(
-    "how", [ON_CHIP, LAYER_BY_LAYER, CIRCLE, {"scale": "rms"}], ids=["on chip", "layer by layer", "circle", "scale"]
+    "how",
+    [ON_CHIP, LAYER_BY_LAYER, CIRCLE, {"scale": "rms"}, LIBRARY, LIBRARY | {"precision": "bfloat16"}],
+    ids=["on chip", "layer by layer", "circle", "scale", "library", "bfloat16"],
 )
 
 
-def network(**settings):
-    return fastperm.DeepSet(2, (4, 3), 2, 2, seed=0, backend="cuda", **settings)
+def network(width=(4, 3), **settings):
+    return fastperm.DeepSet(2, width, 2, 2, seed=0, backend="cuda", **settings)
 
 
 def trained(how, task=TASK, rate=1e-2, **settings):
@@ -38,7 +42,7 @@ def trained(how, task=TASK, rate=1e-2, **settings):
 @pytest.fixture
 def one_by_one(monkeypatch):
     """Return a function after which nothing is queued."""
-    return lambda: monkeypatch.setattr(step_queue, "why_not_queued", lambda *_, **__: "this is a test")
+    return lambda: monkeypatch.setattr(steps, "MOST_NUMBERS", 0)
 
 
 @WAYS
@@ -144,22 +148,22 @@ class OwnSample(fastperm.PowerSpectrum):
     [
         ({"symmetry": "circle", "orders": 0}, fastperm.PowerSpectrum),
         ({"invariance": "bitwise"}, fastperm.PowerSpectrum),
-        ({"width": 256}, fastperm.PowerSpectrum),
+        ({"most": 3 * SIZE * 8 - 1}, fastperm.PowerSpectrum),
         ({}, OwnSample),
         ({}, lambda **task: fastperm.PowerSpectrum(**task | {"set_size": (SIZE - 1, SIZE)})),
         ({}, lambda **task: fastperm.PowerSpectrum(**task).to("auto")),
         ({}, lambda **task: fastperm.PowerSpectrum(**task | {"amplitudes": lambda generator, mean: mean})),
     ],
-    ids=["no angles", "bitwise", "library", "subclass", "sizes", "host", "callable"],
+    ids=["no angles", "bitwise", "large", "subclass", "sizes", "host", "callable"],
 )
-def test_what_is_not_queued(cupy, settings, task):
-    width = settings.pop("width", 4)
-    net = fastperm.DeepSet(2, width, 2, 2, seed=0, backend="cuda", **settings)
+def test_what_is_not_queued(cupy, monkeypatch, settings, task):
+    settings = dict(settings)
+    monkeypatch.setattr(steps, "MOST_NUMBERS", settings.pop("most", 3 * SIZE * 8))
+    net = fastperm.DeepSet(2, 4, 2, 2, seed=0, backend="cuda", **settings)
     work = Steps(net, task(**TASK), fastperm.Adam(), 3)
     assert work.capacity == 1
-    if width == 4:
-        work.take(np.random.default_rng(0))
-        assert np.isfinite(work.losses()).all()
+    work.take(np.random.default_rng(0))
+    assert np.isfinite(work.losses()).all()
 
 
 def test_a_task_that_does_not_fit_is_refused_as_ever(cupy):
@@ -299,8 +303,6 @@ def test_a_loss_of_a_graph_that_is_not_finite(cupy):
 
 
 def test_graphs_are_few_and_make_room(cupy, monkeypatch):
-    from fastperm import steps
-
     monkeypatch.setattr(steps, "RECORDED", 2)
     monkeypatch.setattr(steps, "REMEMBERED", 3)
     net, optimizer = network(**ON_CHIP), fastperm.Adam()
@@ -359,19 +361,21 @@ def test_the_task_goes_where_the_network_is(cupy):
 
 
 @pytest.mark.parametrize(
-    ("settings", "steps"),
+    ("settings", "said"),
     [
         (ON_CHIP, "one CUDA graph for a batch that lies where one lay before"),
-        ({"width": 256}, "one by one: NVIDIA's library computes some products"),
+        ({"most": 32 * SIZE - 1}, f"one by one: activations of {32 * SIZE} numbers, more than {32 * SIZE - 1}"),
         ({"invariance": "bitwise"}, "one by one: CuPy sorts the elements"),
         ({"symmetry": "circle", "orders": 0}, "one by one: CuPy leaves out the angles"),
     ],
-    ids=["on chip", "library", "bitwise", "no angles"],
+    ids=["on chip", "large", "bitwise", "no angles"],
 )
-def test_explain_says_how_steps_are_launched(cuda, settings, steps):
+def test_explain_says_how_steps_are_launched(cuda, monkeypatch, settings, said):
+    settings = dict(settings)
+    monkeypatch.setattr(steps, "MOST_NUMBERS", settings.pop("most", 32 * SIZE))
     net = fastperm.DeepSet(**{"in_features": 2, "width": 8, "depth": 2, "out_features": 2} | settings, backend="cuda")
-    said = str(fastperm.explain(net, np.zeros((2, SIZE, 2))))
-    assert said.endswith(f"\n  training steps: {steps}")
+    found = str(fastperm.explain(net, np.zeros((2, SIZE, 2))))
+    assert found.endswith(f"\n  training steps: {said}")
 
 
 def test_what_lies_on_the_gpu_stays_there(cupy, monkeypatch):

@@ -22,10 +22,12 @@ import struct
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -59,8 +61,22 @@ ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
 
 KERNELS: dict[str, "Kernel"] = {}
 
-# Where launches are remembered, the innermost last; none is, as a rule.
-_records: list[list] = []
+
+class Work(NamedTuple):
+    """What was put on a stream, by a call that can be made again."""
+
+    function: Callable
+    arguments: tuple
+    settings: dict
+    launch: bool  # of a kernel of ours: a stream that is captured takes it
+
+    def again(self):
+        """Put it on the current stream again."""
+        self.function(*self.arguments, **self.settings)
+
+
+# Where work is remembered, the innermost last; none is, as a rule.
+_records: list[list[Work]] = []
 
 
 class Kernel:
@@ -100,7 +116,7 @@ class Kernel:
         if blocks == 0:
             return
         if _records:
-            _records[-1].append((self, blocks, arguments, shared))
+            _records[-1].append(Work(self, (blocks, *arguments), {"shared": shared}, True))
         values = tuple([take(argument) for take, argument in zip(self._takes, arguments, strict=True)])
         if SIMULATED:
             flat = map(_simulated_argument, self.parameters, values)
@@ -159,13 +175,20 @@ def device(function):
 
 @contextlib.contextmanager
 def recorded():
-    """Give a list that gets (kernel, blocks, arguments, shared) of all launches that are made meanwhile."""
-    launches: list[tuple] = []
-    _records.append(launches)
+    """Give a list that gets all `Work` of this backend that is put on streams meanwhile."""
+    found: list[Work] = []
+    _records.append(found)
     try:
-        yield launches
+        yield found
     finally:
-        _records.remove(launches)
+        _records.remove(found)
+
+
+def put(function, *arguments):
+    """Call a function that puts work on the current stream that is no launch of a kernel of ours."""
+    if _records:
+        _records[-1].append(Work(function, arguments, {}, False))
+    function(*arguments)
 
 
 @functools.cache

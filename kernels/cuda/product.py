@@ -15,12 +15,11 @@ The finish adds up every PARTIAL_ROWS rows of out for the next pooling or gradie
 shared memory (`pooling.pool_rows`), instead of reading all of out again.
 """
 
-import threading
 from typing import NamedTuple
 
 import numpy as np
 
-from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
+from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, put, xp
 from fastperm.kernels.cuda.pooling import (
     FINISH_COLUMNS,
     FINISH_SHARES,
@@ -83,7 +82,6 @@ TILES = (
 # for xᵀ g, which needs no finish, from so many rows and columns on.
 LIBRARY, LIBRARY_TRANSPOSED = (12, 12) if SIMULATED else (256, 128)
 LIBRARY_ROUNDED = 16  # its tensor cores, in TF32 and (not timed yet) bfloat16; narrower products stay in float32
-_LIBRARY_LOCK = threading.Lock()  # CuPy's setting is one for all threads
 _ONE_AND_ZERO = np.array([1, 0], np.float32)
 ROUNDED = 8  # numbers that a thread rounds to bfloat16
 
@@ -148,9 +146,7 @@ def add_transposed_product(
     inner, columns = g.shape
     rows = x.shape[1]
     if min(rows, columns) >= (LIBRARY_TRANSPOSED if precision == "float32" else LIBRARY_ROUNDED):
-        whole = xp().empty(total.shape, np.float32)
-        _matmul(x, g, whole, precision, A_turned=True)
-        total += whole
+        _matmul(x, g, total, precision, A_turned=True, adds=True)
         return
     tile, kernels = suited(columns)
     tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
@@ -179,62 +175,41 @@ def by_library(inner, columns, precision="float32"):
     return min(inner, columns) >= (LIBRARY if precision == "float32" else LIBRARY_ROUNDED)
 
 
-def _matmul(A, B, out, precision, *, A_turned=False, B_turned=False):
-    """Write A B, or Aᵀ B or A Bᵀ, by NVIDIA's library, in the precision that was asked for."""
-    try:
+def _matmul(A, B, out, precision, *, A_turned=False, B_turned=False, adds=False):
+    """Write A B, or Aᵀ B or A Bᵀ, by NVIDIA's library, in the precision that was asked for; or add it to ``out``."""
+    factors = map(round_to_bf16, (A, B)) if precision == "bfloat16" else (A, B)
+    put(_gemm, *factors, A.shape, B.shape, out, precision, A_turned, B_turned, adds)
+
+
+def _gemm(A, B, A_shape, B_shape, out, precision, A_turned, B_turned, adds):
+    """Write, or add, the product of two matrices, of float32 or pairs of bfloat16, that lie row by row.
+
+    What the library calls a matrix lies column by column: our rows are its columns, so it is asked for outᵀ = Bᵀ Aᵀ.
+    """
+    if SIMULATED:
         if precision == "bfloat16":
-            _matmul_bf16(A, B, out, A_turned, B_turned)
-        else:
-            _matmul_float32(A.T if A_turned else A, B.T if B_turned else B, out, precision)
+            A, B = numbers_of_bf16(A, A_shape), numbers_of_bf16(B, B_shape)
+        found = xp().matmul(A.T if A_turned else A, B.T if B_turned else B)
+        out[:] = out + found if adds else found
+        return
+    from cupy.cuda import cublas, device, runtime
+
+    number = runtime.CUDA_R_16BF if precision == "bfloat16" else runtime.CUDA_R_32F
+    # Whatever CuPy is set to (CUPY_TF32).
+    compute_type = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if precision == "tf32" else cublas.CUBLAS_COMPUTE_32F
+    one, zero = (_ONE_AND_ZERO[i:].ctypes.data for i in range(2))
+    as_is = {False: cublas.CUBLAS_OP_N, True: cublas.CUBLAS_OP_T}
+    (rows, columns), inner = out.shape, A_shape[0] if A_turned else A_shape[1]
+    try:
+        cublas.gemmEx(
+            *(device.get_cublas_handle(), as_is[B_turned], as_is[A_turned], columns, rows, inner, one),
+            *(B.data.ptr, number, B_shape[1], A.data.ptr, number, A_shape[1], one if adds else zero),
+            *(out.data.ptr, runtime.CUDA_R_32F, columns, compute_type, cublas.CUBLAS_GEMM_DEFAULT),
+        )
     except Exception as error:
         if "CUBLAS_STATUS_ALLOC_FAILED" in str(error):  # not an error of memory for CuPy
             raise MemoryError(str(error)) from error
         raise
-
-
-def _matmul_float32(A, B, out, precision):
-    """Write A B in float32 or TF32, whatever CuPy is set to (CUPY_TF32)."""
-    if SIMULATED:
-        xp().matmul(A, B, out=out)
-        return
-    from cupy._core import _routines_linalg as linalg
-
-    with _LIBRARY_LOCK:
-        before = linalg.get_compute_type(np.float32)
-        compute_type = linalg.COMPUTE_TYPE_TF32 if precision == "tf32" else linalg.COMPUTE_TYPE_DEFAULT
-        linalg.set_compute_type(np.float32, compute_type)
-        try:
-            xp().matmul(A, B, out=out)
-        finally:
-            linalg.set_compute_type(np.float32, before)
-
-
-def _matmul_bf16(A, B, out, A_turned, B_turned):
-    """Write the product of the factors rounded to bfloat16, with sums in float32; all matrices lie row by row."""
-    A_pairs, B_pairs = round_to_bf16(A), round_to_bf16(B)
-    if SIMULATED:
-        A, B = numbers_of_bf16(A_pairs, A.shape), numbers_of_bf16(B_pairs, B.shape)
-        xp().matmul(A.T if A_turned else A, B.T if B_turned else B, out=out)
-        return
-    inner = len(A) if A_turned else A.shape[1]
-    _gemm_bf16(A_pairs, B_pairs, A.shape[1], B.shape[1], inner, out, A_turned, B_turned)
-
-
-def _gemm_bf16(A, B, A_lead, B_lead, inner, out, A_turned, B_turned):
-    """Write the product of two matrices of bfloat16.
-
-    What the library calls a matrix lies column by column: our rows are its columns, so it is asked for outᵀ = Bᵀ Aᵀ.
-    """
-    from cupy.cuda import cublas, device, runtime
-
-    rows, columns = out.shape
-    one, zero = (_ONE_AND_ZERO[i:].ctypes.data for i in range(2))
-    as_is = {False: cublas.CUBLAS_OP_N, True: cublas.CUBLAS_OP_T}
-    cublas.gemmEx(
-        *(device.get_cublas_handle(), as_is[B_turned], as_is[A_turned], columns, rows, inner, one),
-        *(B.data.ptr, runtime.CUDA_R_16BF, B_lead, A.data.ptr, runtime.CUDA_R_16BF, A_lead, zero),
-        *(out.data.ptr, runtime.CUDA_R_32F, columns, cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT),
-    )
 
 
 def round_to_bf16(matrix):

@@ -7,7 +7,6 @@ overwritten. If that is not finite, no step changes anything any more.
 
 import math
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,27 +14,8 @@ import numpy as np
 from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
 from fastperm.kernels.cuda.graphs import Graph
-from fastperm.kernels.cuda.product import by_library
-from fastperm.kernels.cuda.resident import layout_for
-from fastperm.kernels.cuda.strips import Layout
 
 THREADS = 4 if SIMULATED else 256
-
-
-def why_not_queued(
-    offsets,  # (S + 1,), on the host
-    widths,  # K_0, K_1, ..., K_D, K_fin
-    aggregate,
-    pool,
-    orders=0,
-    precision="float32",
-):
-    """Return why the steps of a network on such a batch cannot be one graph, or None if they can."""
-    if isinstance(layout_for(offsets, widths, aggregate, pool, precision, orders), Layout):
-        return None
-    if any(by_library(*pair, rounding) for pair in pairwise(widths) for rounding in ("float32", precision)):
-        return "NVIDIA's library computes some products"
-    return None
 
 
 class StepQueue:
