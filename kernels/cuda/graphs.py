@@ -36,8 +36,8 @@ class Graph:
             self._launch_one_by_one()
 
     def _launch_one_by_one(self):
-        for kernel, blocks, arguments, shared in self._launches:
-            kernel(blocks, *arguments, shared=shared)
+        for kernel, blocks, arguments, settings in self._launches:
+            kernel(blocks, *arguments, **settings)
 
     def _captured(self):
         """Return the launches as a CUDA graph; False where the driver makes none of them."""
