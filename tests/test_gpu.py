@@ -220,13 +220,20 @@ def test_a_folder_can_be_filled_and_used_where_there_is_no_compiler(machine, mon
 @pytest.mark.parametrize("cluster", [1, 8])
 def test_how_many_blocks_are_a_cluster_is_said_when_a_kernel_is_loaded(machine, monkeypatch, cluster):
     module = machine()
-    module.RawModule = lambda path: SimpleNamespace(get_function=lambda name: Path(path).read_text())
+    launches = []
+    module.RawModule = lambda path: SimpleNamespace(
+        get_function=lambda name: SimpleNamespace(kernel=SimpleNamespace(ptr=Path(path).read_text()))
+    )
+    module.cuda.driver = SimpleNamespace(launchKernel=lambda *arguments: launches.append(arguments[:7]))
+    module.cuda.get_current_stream = lambda: SimpleNamespace(ptr=77)
     monkeypatch.setattr(compiling, "KERNELS", {})
     kernel = compiling.Kernel(None, "wide", ["f4"], 32, clustered=True)
     text = ".entry other(f32)\n{"
     monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: self.finished(text))
     said = ".entry wide(f32)\n.maxntid 32, 1, 1\n.minnctapersm 1\n.reqnctapercluster {}, 1, 1\n{{"
-    assert compiling._loaded("wide", 0, cluster) == said.format(cluster)
+    for _ in range(2):
+        kernel(16, 1.0, cluster=cluster)
+    assert launches == [(said.format(cluster), 16, 1, 1, 32, 1, 1)] * 2
     assert [path.name for path in compiling.cache_folder().iterdir()] == ["wide-sm_90-numba-cuda-0.ptx"]
     assert compiling._ptx("wide", (9, 0)).read_text() == said.format(1)
     assert [kernel.runs_on(architecture) for architecture in compiling.ARCHITECTURES] == [False, True, True]
