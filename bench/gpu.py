@@ -32,7 +32,7 @@ TOTAL_SECONDS = 465  # the last part has what the others leave
 LEAST_SECONDS = 10  # with less, no part begins
 # Seconds that a part may take.
 LIMITS = {
-    "kernels": 75,
+    "kernels": 150,
     "correctness": 100,
     "errors": 45,
     "memcheck": 60,
@@ -45,10 +45,12 @@ TESTS = ("cuda_kernels", "cuda_arrays", "step_queue")
 # A small part of the tests in the simulator: `make test` runs all of them.
 DRY_TESTS = "two_runs or dense or adam"
 COMPILE = """
+import os
+
 from fastperm.kernels.cuda.compiling import cache_folder, compiler, current_architecture, fill_cache
 
 if __name__ == "__main__":
-    count = fill_cache([current_architecture()], processes=8)
+    count = fill_cache([current_architecture()], processes=os.cpu_count())
     print(f"{count} kernels for {current_architecture()} by {compiler()} in {cache_folder()}")
 """
 SANITIZERS = ("memcheck", "racecheck")

@@ -4,11 +4,15 @@ Arrays come straight from the driver, each of the size it was asked for: from a 
 would be one to another, and nobody would see it.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 import fastperm
 from fastperm.kernels import cuda
+from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda import compiling
+from fastperm.kernels.cuda.resident import resident_forward, resident_step
 from fastperm.kernels.cuda.strips import LAYOUTS, TENSOR_LAYOUTS
 
 # One element, a set that spans tiles, many in one; widths of all tiles and of the library, aligned for 128 bits or not.
@@ -40,6 +44,9 @@ def run():
     for precision, layouts in TENSOR_LAYOUTS.items():
         for layout in layouts:
             _train((layout.width, layout.width - 3), RESIDENT, generator, precision=precision)
+    for layouts in (LAYOUTS, *TENSOR_LAYOUTS.values()):
+        for layout in layouts:
+            _clusters(layout._replace(cluster=2), generator)
     _train(NETWORKS[-1], HOW[0], generator, precision="bfloat16")
     _train(NETWORKS[0], RESIDENT, generator, symmetry="circle", orders=3, scale="rms")
     x, offsets = generator.uniform(0, 6, 9), np.array([0, 3, 4, 9])
@@ -58,6 +65,23 @@ def _queue():
     net = fastperm.DeepSet(2, 16, 2, task.out_features, backend="cuda", seed=0)
     history = fastperm.train(net, task, steps=3, batch=3, progress=False, validate=None)
     assert np.isfinite(history["loss"]).all()
+
+
+def _clusters(layout, generator):
+    """Launch the kernels of a layout for clusters: a set that needs one would be a large one."""
+    widths = (2, layout.width, layout.width - 3, 3)
+    size = sum((2 * inner + 1) * width for inner, width in pairwise(widths[:-1])) + (widths[-2] + 1) * widths[-1]
+    offsets = np.concatenate([[0], np.cumsum(COUNTS)])
+    arrays = generator.standard_normal((offsets[-1], 2)), generator.uniform(0.1, 1, offsets[-1])
+    x, weights, parameters, targets = (
+        cuda.xp.asarray(array, dtype=np.float32)
+        for array in (*arrays, generator.standard_normal(size) / 8, np.ones((len(COUNTS), 3)))
+    )
+    y, gradients = cuda.xp.empty_like(targets), cuda.xp.zeros(size, np.float32)
+    resident_forward(layout, x, offsets, weights, parameters, widths, *RESIDENT, y=y)
+    loss = resident_step(layout, x, offsets, weights, targets, parameters, widths, *RESIDENT, gradients=gradients)
+    assert np.isfinite(float(loss))
+    assert np.isfinite(on_host(y)).all()
 
 
 def _train(widths, how, generator, **settings):

@@ -587,11 +587,8 @@ RESIDENT = (
 )
 
 
-@pytest.mark.parametrize(("aggregate", "pool", "weighted"), [("mean", "sum", True), ("sum", "mean", False)], ids=str)
-@pytest.mark.parametrize(("widths", "counts"), RESIDENT, ids=str)
-def test_resident(cuda, widths, counts, aggregate, pool, weighted, monkeypatch):
-    from fastperm.kernels.cuda import resident, strips
-
+def hold_resident_to_reference(cuda, widths, counts, aggregate, pool, weighted):
+    """Compare predictions, loss and gradients of a network that is computed on chip with float64."""
     # A unit that is on for one computation and off for the other says nothing about sums.
     for seed in range(SEED, SEED + 100):
         case, flat = Case(counts, widths[0], 1, weighted, seed=seed), network(widths, seed)
@@ -602,19 +599,99 @@ def test_resident(cuda, widths, counts, aggregate, pool, weighted, monkeypatch):
             break
     targets = targets_for(case, flat, widths, aggregate, pool, (case.S, widths[-1]))
     results = []
-    for kernels, dtype in ((cuda, "float32"), (reference, "float64")):
+    for kernels, dtype in ((cuda, "float32"), (cuda, "float32"), (reference, "float64")):
         x, weights, parameters, targets_ = as_dtype(dtype, case.x, case.weights, flat, targets)
         y, gradients = poisoned(targets.shape, dtype), np.full(flat.shape, 0.5, dtype)
         batch, how = (x, case.offsets, weights), (parameters, widths, aggregate, pool)
-        if kernels is cuda:
-            monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
-            assert isinstance(resident.layout_for(case.offsets, widths, aggregate, pool), strips.Layout)
         kernels.deep_set_forward(*batch, *how, y=y)
         loss = float(kernels.deep_set_step(*batch, targets_, *how, gradients=gradients))
         results.append((y, gradients - 0.5, [loss]))
-    for found, wanted in zip(*results, strict=True):
+    for found, again, wanted in zip(*results, strict=True):
         assert error(found, wanted) <= 2 * TOLERANCE
+        np.testing.assert_array_equal(found, again)
 
+
+@pytest.mark.parametrize(("aggregate", "pool", "weighted"), [("mean", "sum", True), ("sum", "mean", False)], ids=str)
+@pytest.mark.parametrize(("widths", "counts"), RESIDENT, ids=str)
+def test_resident(cuda, widths, counts, aggregate, pool, weighted, monkeypatch):
+    from fastperm.kernels.cuda import resident, strips
+
+    monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    assert isinstance(resident.layout_for(offsets, widths, aggregate, pool), strips.Layout)
+    hold_resident_to_reference(cuda, widths, counts, aggregate, pool, weighted)
+
+
+# Blocks of a cluster, strips that each of them may have, networks and sets: one without a strip for some blocks, ends
+# within strips, one strip more than blocks, more sets than clusters.
+CLUSTERS = (
+    (
+        (2, 1, (3, 4, 4, 2), (32, 1, 17, 31)),
+        (4, 2, (2, 5, 3), (100, 128, 33)),
+        (4, 2, (9, 8, 3, 8), (64, 1, 40)),
+        (2, 1, (2, 13, 16, 3), (16, 9)),
+        (1, 2, (3, 32, 20, 2), (16, 9)),
+        (2, 1, (3, 20, 32, 2), (16, 3, 9, 8)),
+        (4, 1, (2, 17, 18), (25, 32)),
+    )
+    if compiling.SIMULATED
+    else (
+        (2, 25, (3, 16, 16, 2), (3150, 1, 64, 129)),
+        (4, 1, (9, 32, 30, 8), (128, 1) * 40),
+        (2, 16, (2, 64, 33, 64, 3), (1024, 1, 37, 512)),
+        (8, 16, (2, 64, 64, 4), (4096, 333, 1)),
+        (1, 8, (2, 128, 128, 3), (256, 1, 37)),
+        (2, 1, (2, 128, 100, 3), (64, 1, 33) * 50),
+        (2, 8, (2, 128, 128, 128, 128, 4), (512, 333, 1, 33)),
+        (4, 8, (3, 100, 128, 70), (1000, 257)),
+        (8, 8, (100, 128, 128, 5), (2048, 1, 31)),
+    )
+)
+
+
+@pytest.fixture
+def blocks_hold(monkeypatch):
+    """Have a block hold so many strips of a set, so that small sets need a cluster; return its layout."""
+    from fastperm.kernels.cuda import resident
+
+    monkeypatch.setattr(resident, "LEAST_ELEMENTS", 0)
+
+    def hold(strips, counts, widths, aggregate="mean", pool="mean", precision="float32"):
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        layouts = resident.TENSOR_LAYOUTS.get(precision, resident.LAYOUTS)
+        layout = next(layout for layout in layouts if layout.width >= max(widths))
+        # The kernels of clusters need a little more.
+        most = layout._replace(cluster=2).shared_bytes(2 * strips * layout.strip)
+        monkeypatch.setattr(resident, "most_shared_memory", lambda: most)
+        return resident.layout_for(offsets, widths, aggregate, pool, precision)
+
+    return hold
+
+
+@pytest.mark.parametrize(("aggregate", "pool", "weighted"), [("mean", "sum", True), ("sum", "mean", False)], ids=str)
+@pytest.mark.parametrize(("cluster", "strips", "widths", "counts"), CLUSTERS, ids=str)
+def test_clusters_share_a_set(cuda, cluster, strips, widths, counts, aggregate, pool, weighted, blocks_hold):
+    assert blocks_hold(strips, counts, widths, aggregate, pool).cluster == cluster
+    hold_resident_to_reference(cuda, widths, counts, aggregate, pool, weighted)
+
+
+# Precision, strips that a block may have, networks and sets.
+ALL = 32  # strips: no set here has more
+ON_CLUSTERS = (
+    (
+        ("tf32", 1, (9, 8, 3, 8), (64, 1, 40)),
+        ("bfloat16", 1, (2, 16, 5), (100,)),
+        ("tf32", 1, (3, 20, 32, 2), (33, 3)),
+        ("bfloat16", 1, (3, 32, 17, 2), (64, 9)),
+    )
+    if compiling.SIMULATED
+    else (
+        ("tf32", 16, (2, 64, 33, 64, 3), (1000, 1, 37, 512)),
+        ("bfloat16", 16, (2, 64, 64, 5), (4096,)),
+        ("tf32", 8, (3, 100, 128, 128, 2), (512, 3, 33) * 70),
+        ("bfloat16", 8, (3, 128, 128, 97, 2), (512, 1, 260)),
+    )
+)
 
 ON_TENSOR_CORES = pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 
@@ -642,7 +719,7 @@ def test_tensor_cores_multiply_what_they_hold_exactly(cuda, precision, monkeypat
         targets = wanted - generator.integers(-2, 3, wanted.shape)
         gradients, of_reference = np.zeros(flat.shape, np.float32), np.zeros(flat.shape)
         monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
-        assert resident.layout_for(offsets, *how, precision) is layout
+        assert resident.layout_for(offsets, *how, precision)._replace(cluster=1) == layout
         x_, flat_, targets_ = float32(x, flat, targets)
         cuda.deep_set_forward(x_, offsets, None, flat_, *how, y=y, precision=precision)
         found = cuda.deep_set_step(x_, offsets, None, targets_, flat_, *how, gradients=gradients, precision=precision)
@@ -653,14 +730,17 @@ def test_tensor_cores_multiply_what_they_hold_exactly(cuda, precision, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("precision", "widths", "counts"),
-    [("tf32", *RESIDENT[-2]), ("tf32", *RESIDENT[-1]), ("bfloat16", *RESIDENT[-2])],  # the last one: see below
+    ("precision", "strips", "widths", "counts"),
+    [
+        ("tf32", ALL, *RESIDENT[-2]),
+        ("tf32", ALL, *RESIDENT[-1]),
+        ("bfloat16", ALL, *RESIDENT[-2]),  # the last one: see below
+        *ON_CLUSTERS,
+    ],
     ids=str,
 )
-def test_tensor_cores_multiply_ragged_sets(cuda, precision, widths, counts, monkeypatch):
+def test_tensor_cores_multiply_ragged_sets(cuda, precision, strips, widths, counts, blocks_hold):
     """Small integers, weights 0, 1 and 2, and sums: nothing is rounded, so ends of strips and widths are right."""
-    from fastperm.kernels.cuda import resident, strips
-
     generator = np.random.default_rng(SEED)
     x, weights = generator.integers(-2, 3, (sum(counts), widths[0])), generator.integers(0, 3, sum(counts))
     offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -678,8 +758,7 @@ def test_tensor_cores_multiply_ragged_sets(cuda, precision, widths, counts, monk
     targets = wanted - wanted.size / 2 * generator.integers(-1, 2, shape)
     batch = (x.astype(float), offsets, weights.astype(float), targets)
     loss = reference.deep_set_step(*batch, flat, *how, gradients=of_reference)
-    monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
-    assert isinstance(resident.layout_for(offsets, *how, precision), strips.Layout)
+    assert (blocks_hold(strips, counts, *how, precision).cluster > 1) == (strips != ALL)
     y, gradients = poisoned(shape, "float32"), np.zeros(flat.shape, np.float32)
     x_, weights_, targets_, flat_ = float32(x, weights, targets, flat)
     cuda.deep_set_forward(x_, offsets, weights_, flat_, *how, y=y, precision=precision)
@@ -757,7 +836,7 @@ def step_in_bfloat16(case, targets, flat, widths, narrowest):
     return y, gradients
 
 
-WIDER = (3, 20, 17, 20, 2) if compiling.SIMULATED else (3, 300, 257, 300, 2)
+WIDER = (3, 36, 33, 36, 2) if compiling.SIMULATED else (3, 300, 257, 300, 2)
 
 
 @pytest.mark.parametrize(
@@ -811,7 +890,7 @@ def test_an_infinite_weight_passes_through_tensor_cores(cuda):
 MOST = {"tf32": (5e-3, 5e-2), "bfloat16": (4e-2, 1e-1)}
 LEAST = {"tf32": 1e-6, "bfloat16": 1e-4}  # what both are at least: more than in float32
 ROUNDED_NETWORKS = (
-    [("tf32", 16), ("bfloat16", 16), ("bfloat16", 20)]  # on chip, and by the library
+    [("tf32", 16), ("bfloat16", 16), ("bfloat16", 20), ("bfloat16", 36)]  # on chip, and by the library
     if compiling.SIMULATED
     else [(precision, width) for precision in MOST for width in (16, 32, 64, 128)]
 )

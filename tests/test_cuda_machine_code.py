@@ -54,24 +54,48 @@ BUDGETS = {
     "random_functions_f8": (40, 0, 40),
     "random_samples_f4": (76, 0, 40),
     "random_samples_f8": (76, 0, 40),
+    "resident_forward_128_clusters": (255, 0, 528),
     "resident_forward_16": (128, 0, 0),
-    "resident_forward_bf16_16": (128, 0, 0),
-    "resident_forward_bf16_32": (128, 0, 0),
-    "resident_forward_bf16_64": (128, 0, 256, 64),
+    "resident_forward_16_clusters": (128, 0, 144),
     "resident_forward_32": (128, 0, 0),
+    "resident_forward_32_clusters": (128, 0, 144),
     "resident_forward_64": (128, 0, 256, 64),
+    "resident_forward_64_clusters": (128, 0, 272, 320),
+    "resident_forward_bf16_128_clusters": (255, 0, 528),
+    "resident_forward_bf16_16": (128, 0, 0),
+    "resident_forward_bf16_16_clusters": (128, 0, 80),
+    "resident_forward_bf16_32": (128, 0, 0),
+    "resident_forward_bf16_32_clusters": (128, 0, 144),
+    "resident_forward_bf16_64": (128, 0, 256, 64),
+    "resident_forward_bf16_64_clusters": (128, 0, 272, 448),
+    "resident_forward_tf32_128_clusters": (255, 0, 528),
     "resident_forward_tf32_16": (128, 0, 0),
+    "resident_forward_tf32_16_clusters": (128, 0, 80),
     "resident_forward_tf32_32": (128, 0, 0),
+    "resident_forward_tf32_32_clusters": (128, 0, 144, 64),
     "resident_forward_tf32_64": (128, 0, 256, 64),
+    "resident_forward_tf32_64_clusters": (128, 0, 272, 448),
+    "resident_step_128_clusters": (255, 0, 528, 960),
     "resident_step_16": (128, 0, 128, 64),
-    "resident_step_bf16_16": (128, 0, 64, 64),
-    "resident_step_bf16_32": (128, 0, 144, 64),
-    "resident_step_bf16_64": (128, 0, 320, 1200),
+    "resident_step_16_clusters": (128, 0, 144, 128),
     "resident_step_32": (128, 0, 144, 64),
+    "resident_step_32_clusters": (128, 0, 160, 64),
     "resident_step_64": (128, 0, 304, 1100),
+    "resident_step_64_clusters": (128, 0, 368, 1792),
+    "resident_step_bf16_128_clusters": (255, 0, 528, 1024),
+    "resident_step_bf16_16": (128, 0, 64, 64),
+    "resident_step_bf16_16_clusters": (128, 0, 80, 128),
+    "resident_step_bf16_32": (128, 0, 144, 64),
+    "resident_step_bf16_32_clusters": (128, 0, 192, 704),
+    "resident_step_bf16_64": (128, 0, 320, 1200),
+    "resident_step_bf16_64_clusters": (128, 0, 448, 2240),
+    "resident_step_tf32_128_clusters": (255, 0, 528, 1024),
     "resident_step_tf32_16": (128, 0, 64, 64),
+    "resident_step_tf32_16_clusters": (128, 0, 80, 64),
     "resident_step_tf32_32": (128, 0, 128, 64),
+    "resident_step_tf32_32_clusters": (128, 0, 176, 704),
     "resident_step_tf32_64": (128, 0, 304, 1100),
+    "resident_step_tf32_64_clusters": (128, 0, 432, 2240),
     "round_to_bf16": (24, 0, 0),
     "row_scales": (24, 0, 0),
     "scale_partials": (56, 4096, 0),
@@ -86,11 +110,19 @@ BUDGETS = {
 WIDE = (r"LDG\.E\S*\.128", r"STG\.E\S*\.128", r"LDS\.128", r"STS\.128")
 FUSED = {"128x32": 64, "128x64": 128, "128x128": 128}
 # The loops of kernels that keep a set on chip have at least so many of these.
-LOOPS = {"16": ("FFMA", 64), "32": ("FFMA", 64), "64": ("FFMA", 128)}
+LOOPS = {"16": ("FFMA", 64), "32": ("FFMA", 64), "64": ("FFMA", 128), "128": ("FFMA", 256)}
 CORES = {"tf32": "HMMA.1688.F32.TF32", "bf16": "HMMA.16816.F32.BF16"}
 
-EVERY = pytest.mark.parametrize("name", BUDGETS)
-ARCHITECTURES = pytest.mark.parametrize("architecture", compiling.ARCHITECTURES, ids=lambda a: f"sm_{a[0]}{a[1]}")
+
+def everywhere(kind=""):
+    """Parametrise a test by the kernels whose names match, and the architectures that they run on."""
+    cases = [
+        pytest.param(name, architecture, id=f"{name}-sm_{architecture[0]}{architecture[1]}")
+        for architecture in compiling.ARCHITECTURES
+        for name in BUDGETS
+        if re.match(kind, name) and compiling.KERNELS[name].runs_on(architecture)
+    ]
+    return pytest.mark.parametrize(("name", "architecture"), cases)
 
 
 def tool(name):
@@ -104,7 +136,7 @@ def everything_about(name, folder):
     """Assemble a kernel for all architectures and leave its PTX, its machine code and what ptxas says in a folder."""
     kernel = compiling.KERNELS[name]
     gc.disable()  # there is little to find while a kernel is compiled, and looking for it takes an eighth of the time
-    for architecture, ptx in compiled(kernel):
+    for architecture, ptx in compiled(kernel, [own for own in compiling.ARCHITECTURES if kernel.runs_on(own)]):
         arch = f"sm_{architecture[0]}{architecture[1]}"
         path = folder / f"{name}-{arch}"
         path.with_suffix(".ptx").write_text(ptx)
@@ -118,18 +150,18 @@ def everything_about(name, folder):
     gc.collect()
 
 
-def compiled(kernel):
-    """Yield PTX for every architecture. Nine tenths of the time go by before Numba asks for which: once is enough."""
+def compiled(kernel, architectures):
+    """Yield PTX for these architectures. Nine tenths of the time go by before Numba asks for which: once is enough."""
     try:
         from numba.cuda.compiler import _compile_pyfunc_with_fixup as analyse
     except ImportError:  # it is not for others to use
-        yield from ((architecture, kernel.compile(architecture)) for architecture in compiling.ARCHITECTURES)
+        yield from ((architecture, kernel.compile(architecture)) for architecture in architectures)
         return
     settings = dict.fromkeys(("debug", "lineinfo", "device", "fastmath"), False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library, _ = analyse(kernel.function, kernel.signature, cc=(8, 0), opt=True, abi="numba", **settings)
-        for architecture in compiling.ARCHITECTURES:
+        for architecture in architectures:
             (ptx,) = library.get_asm_strs(cc=architecture)
             yield architecture, kernel.finished(ptx)
 
@@ -138,7 +170,7 @@ def compiled(kernel):
 def assembled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernels")
     # The longest first, so that none is left for the end.
-    names = sorted(compiling.KERNELS, key=lambda name: (not name.startswith("resident_step"), name))
+    names = sorted(compiling.KERNELS, key=lambda name: (not name.startswith("resident_step"), "128" not in name, name))
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         list(pool.map(everything_about, names, [folder] * len(names)))
 
@@ -154,8 +186,7 @@ def test_every_kernel_has_a_budget():
     assert sorted(BUDGETS) == sorted(compiling.KERNELS)
 
 
-@ARCHITECTURES
-@EVERY
+@everywhere()
 def test_the_budget_is_kept(name, architecture, assembled):
     says, _, _ = assembled(name, architecture)
     kernel = says.partition(f"Function properties for {name}\n")[2]  # functions of libdevice have their own
@@ -174,8 +205,7 @@ def test_the_budget_is_kept(name, architecture, assembled):
     assert found["registers"] * threads <= 65536  # of a multiprocessor
 
 
-@ARCHITECTURES
-@pytest.mark.parametrize("name", [name for name in BUDGETS if name.startswith("product")])
+@everywhere("product")
 def test_products_are_made_of_wide_accesses_and_fused_multiply_adds(name, architecture, assembled):
     _, code, _ = assembled(name, architecture)
     for pattern in WIDE:
@@ -186,12 +216,13 @@ def test_products_are_made_of_wide_accesses_and_fused_multiply_adds(name, archit
         assert not re.search(r"\b(LDL|STL)\b", code)  # no array in memory
 
 
-@ARCHITECTURES
-@pytest.mark.parametrize("name", [name for name in BUDGETS if name.startswith("resident")])
+@everywhere("resident")
 def test_the_loops_of_a_set_on_chip_are_made_of_products(name, architecture, assembled):
     _, code, _ = assembled(name, architecture)
     cores = next((own for kind, own in CORES.items() if kind in name), None)
-    instruction, least = (re.escape(cores), 4) if cores else LOOPS[name.rpartition("_")[2]]
+    instruction, least = (
+        (re.escape(cores), 4) if cores else LOOPS[re.search(r"\d+$", name.removesuffix("_clusters"))[0]]
+    )
     # A block of instructions that ends by going back to its own beginning.
     blocks = re.findall(r"^(\.L_x_\d+):\n((?:(?!\.L_x_).*\n)*?.*\bBRA\S* .*\1\).*\n)", code, re.MULTILINE)
     products = [block for _, block in blocks if len(re.findall(rf"\b{instruction}\d?\b", block)) >= least]
@@ -204,17 +235,28 @@ def test_the_loops_of_a_set_on_chip_are_made_of_products(name, architecture, ass
     assert bool(re.search(r"LDGSTS", code)) == ("step" in name)  # h comes without a register
 
 
-@ARCHITECTURES
-def test_numbers_are_rounded_in_pairs_with_wide_accesses(architecture, assembled):
-    _, code, _ = assembled("round_to_bf16", architecture)
+@everywhere("round_to_bf16")
+def test_numbers_are_rounded_in_pairs_with_wide_accesses(name, architecture, assembled):
+    _, code, _ = assembled(name, architecture)
     assert len(re.findall(r"LDG\.E\S*\.128", code)) == 2
     assert len(re.findall(r"STG\.E\S*\.128", code)) == 1
     assert len(re.findall(r"F2FP\.BF16\S*\.PACK_AB", code)) >= 4
 
 
-@ARCHITECTURES
-def test_shared_memory_is_aligned_for_vectors(architecture, assembled):
-    _, _, ptx = assembled("finish", architecture)
+@everywhere("finish$")
+def test_shared_memory_is_aligned_for_vectors(name, architecture, assembled):
+    _, _, ptx = assembled(name, architecture)
     assert re.findall(r"\.shared \.align (\d+)", ptx) == ["16"]
     assert f".target sm_{architecture[0]}{architecture[1]}" in ptx
     assert ".entry finish(" in ptx
+
+
+@everywhere("resident")
+def test_blocks_of_a_cluster_wait_and_read_each_others_memory(name, architecture, assembled):
+    _, code, ptx = assembled(name, architecture)
+    clustered = compiling.KERNELS[name].clustered
+    assert clustered == name.endswith("_clusters")
+    assert ptx.count(".reqnctapercluster 1, 1, 1\n") == clustered
+    for instruction in ("UCGABAR_ARV", "UCGABAR_WAIT"):
+        assert (instruction in code) == clustered, instruction
+    assert ("ld.shared::cluster.f32" in ptx) == clustered

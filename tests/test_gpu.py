@@ -220,7 +220,7 @@ def test_a_folder_that_cannot_be_written_to(machine, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FASTPERM_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
-    assert Path(compiling._loaded("mask", 0)).read_text() == "mask (9, 0)"
+    assert Path(compiling._loaded("mask", 0, 1)).read_text() == "mask (9, 0)"
     with pytest.raises(OSError, match="file"):
         compiling.fill_cache([(9, 0)])
 
@@ -232,6 +232,40 @@ def test_a_folder_can_be_filled_and_used_where_there_is_no_compiler(machine, mon
     machine(compiler=None)
     assert backend.why_missing("cuda") is None
     assert compiling._ptx("mask", (9, 0)).read_text() == "mask (9, 0)"
+
+
+@pytest.mark.parametrize("cluster", [1, 8])
+def test_how_many_blocks_are_a_cluster_is_said_when_a_kernel_is_loaded(machine, monkeypatch, cluster):
+    module = machine()
+    launches = []
+    module.RawModule = lambda path: SimpleNamespace(
+        get_function=lambda name: SimpleNamespace(kernel=SimpleNamespace(ptr=Path(path).read_text()))
+    )
+    module.cuda.driver = SimpleNamespace(launchKernel=lambda *arguments: launches.append(arguments[:7]))
+    module.cuda.get_current_stream = lambda: SimpleNamespace(ptr=77)
+    monkeypatch.setattr(compiling, "KERNELS", {})
+    kernel = compiling.Kernel(None, "wide", ["f4"], 32, clustered=True)
+    text = ".entry other(f32)\n{"
+    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: self.finished(text))
+    said = ".entry wide(f32)\n.maxntid 32, 1, 1\n.minnctapersm 1\n.reqnctapercluster {}, 1, 1\n{{"
+    for _ in range(2):
+        kernel(16, 1.0, cluster=cluster)
+    assert launches == [(said.format(cluster), 16, 1, 1, 32, 1, 1)] * 2
+    assert [path.name for path in compiling.cache_folder().iterdir()] == ["wide-sm_90-numba-cuda-0.ptx"]
+    assert compiling._ptx("wide", (9, 0)).read_text() == said.format(1)
+    assert [kernel.runs_on(architecture) for architecture in compiling.ARCHITECTURES] == [False, True, True]
+
+
+def test_older_cards_need_no_kernels_for_clusters(machine, monkeypatch):
+    machine(capability="86")
+    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
+    fewer = sum(not kernel.clustered for kernel in compiling.KERNELS.values())
+    assert compiling.fill_cache([(8, 0)]) == fewer < len(compiling.KERNELS)
+    machine(compiler=None, capability="86")
+    assert backend.why_missing("cuda") is None
+    assert compiling._clusters.__wrapped__(0) == ()
+    machine(capability="120")
+    assert compiling._clusters.__wrapped__(0) == (1, 2, 4, 8)
 
 
 def test_a_damaged_file_is_compiled_anew(machine, monkeypatch, caplog):
@@ -251,13 +285,13 @@ def test_a_damaged_file_is_compiled_anew(machine, monkeypatch, caplog):
     path = compiling._ptx("mask", (9, 0))
     path.write_text("mas")
     with caplog.at_level(logging.WARNING, "fastperm"):
-        assert compiling._loaded("mask", 0) == path.read_text() == "mask (9, 0)"
+        assert compiling._loaded("mask", 0, 1) == path.read_text() == "mask (9, 0)"
     assert "CUDA_ERROR_INVALID_PTX" in caplog.text
     path.write_text("mas")
     compiling._loaded.cache_clear()
     machine(compiler=None).RawModule = RawModule
     with pytest.raises(RuntimeError, match=r"the GPU's driver does not take .*mask-sm_90.*\(CUDA_ERROR_INVALID_PTX\)"):
-        compiling._loaded("mask", 0)
+        compiling._loaded("mask", 0, 1)
 
 
 def test_what_another_compiler_made_is_taken_where_this_one_fails(machine, monkeypatch, caplog):

@@ -15,6 +15,13 @@ def network(backend, width=8):
     return fastperm.DeepSet(2, width, 2, 3, backend=backend, seed=0)
 
 
+@pytest.fixture
+def h100(monkeypatch):
+    """Take the current device for an H100."""
+    monkeypatch.setattr(resident, "most_shared_memory", lambda: 232448)
+    monkeypatch.setattr(resident, "clusters", lambda: (1, 2, 4, 8))
+
+
 @pytest.mark.parametrize("numbers", [80, 800], ids=lambda n: f"{n}numbers")
 def test_large_sets_take_the_path_that_is_said(numbers, monkeypatch):
     for name, value in (("LARGE_ELEMENTS", 5), ("LARGE_NUMBERS", numbers), ("LARGE_PART", 4)):
@@ -38,7 +45,7 @@ def test_it_says_why():
     assert "layer by layer: 1 set, NumPy" in str(fastperm.explain(network("reference"), np.zeros((1, 10, 2))))
 
 
-def test_angular_layers_are_not_computed_on_chip_on_a_gpu():
+def test_angular_layers_are_not_computed_on_chip_on_a_gpu(h100):
     batch = (np.array([0, 300]), (1, 32, 32, 4), "mean", "mean")
     ((name, _, why),) = cuda.paths(*batch, 3)
     assert name == "fused tiles"
@@ -47,14 +54,14 @@ def test_angular_layers_are_not_computed_on_chip_on_a_gpu():
     assert [path.name for path in fastperm.explain(net, np.ones((2, 5, 2))).paths] == ["set-resident"]
 
 
-def test_cuda_names_the_tiles_of_the_widths():
+def test_cuda_names_the_tiles_of_the_widths(h100):
     ((name, sets, why),) = cuda.paths(np.array([0, 3, 5]), (2, 64, 16, 4), "max", "mean")
     assert (name, sets.tolist()) == ("fused tiles", [0, 1])
     assert why.startswith("only mean and sum are pooled on chip: ")
     assert "2 to 64 columns: tiles of 128 \N{MULTIPLICATION SIGN} 64, 64 to 16 columns: tiles of 128" in why
     ((name, _, why),) = cuda.paths(np.array([0, 300, 500]), (2, 512, 512, 4), "mean", "mean")
     assert name == "fused tiles"
-    assert why.startswith("a width of 512 is more than 64: ")
+    assert why.startswith("a width of 512 is more than 128: ")
     assert why.endswith(
         "128, 512 to 512 columns: NVIDIA's library, 512 to 4 columns: tiles of 128 \N{MULTIPLICATION SIGN} 32"
     )
@@ -63,27 +70,61 @@ def test_cuda_names_the_tiles_of_the_widths():
 
 
 @pytest.mark.parametrize(("precision", "words"), [("tf32", "TF32"), ("bfloat16", "bfloat16")])
-def test_cuda_says_what_is_rounded(precision, words, monkeypatch):
-    monkeypatch.setattr(resident, "most_shared_memory", lambda: 232448)  # of an H100
+def test_cuda_says_what_is_rounded(precision, words, h100):
     ((name, _, why),) = cuda.paths(np.array([0, 512, 600]), (2, 64, 16, 4), "mean", "sum", precision=precision)
     assert name == "resident"
     assert why.endswith(f"as wide as 64, on tensor cores in {words}")
-    ((name, _, why),) = cuda.paths(np.array([0, 300, 500]), (2, 128, 64, 4), "mean", "mean", precision=precision)
+    ((name, _, why),) = cuda.paths(np.array([0, 300, 500]), (2, 130, 64, 4), "mean", "mean", precision=precision)
     assert name == "fused tiles"
-    assert f": layer by layer, all sets in one launch; 2 to 128 columns: tiles of 128 {TIMES} 128, in float32, " in why
-    assert why.endswith(f", 128 to 64 columns: NVIDIA's library, in {words}, 64 to 4 columns: tiles of 128 {TIMES} 32")
-    ((name, _, _),) = cuda.paths(np.array([0, 545]), (2, 64, 16, 4), "mean", "sum", precision=precision)
-    assert name == "fused tiles"
+    assert f": layer by layer, all sets in one launch; 2 to 130 columns: tiles of 128 {TIMES} 128, in float32, " in why
+    assert why.endswith(f", 130 to 64 columns: NVIDIA's library, in {words}, 64 to 4 columns: tiles of 128 {TIMES} 32")
+    for widths, count in (((2, 64, 16, 4), 545), ((2, 128, 65, 4), 512)):
+        ((name, _, why),) = cuda.paths(np.array([0, count]), widths, "mean", "sum", precision=precision)
+        assert name == "resident"
+        assert why.startswith("a cluster of 2 blocks, each of ")
+        assert why.endswith(f"as wide as {widths[1]}, on tensor cores in {words}")
 
 
-def test_cuda_says_what_fits_on_chip(monkeypatch):
-    monkeypatch.setattr(resident, "most_shared_memory", lambda: 232448)  # of an H100
+def test_without_clusters_a_block_has_to_hold_a_set(h100, monkeypatch):
+    monkeypatch.setattr(resident, "clusters", lambda: ())
+    ((name, _, why),) = cuda.paths(np.array([0, 545]), (2, 64, 16, 4), "mean", "sum", precision="tf32")
+    assert name == "fused tiles"
+    assert why.startswith("a set of 545 elements needs 245,280 bytes of shared memory, and a block has 232,448: layer")
+    ((name, _, why),) = cuda.paths(np.array([0, 200]), (2, 65, 4), "mean", "sum")
+    assert name == "fused tiles"
+    assert why.startswith("a width of 65 is more than 64: ")
+
+
+@pytest.mark.parametrize(
+    ("widths", "count", "cluster", "threads"),
+    [
+        *(((2, 64, 4), 544, 1, 512), ((2, 64, 4), 1000, 2, 512), ((2, 16, 4), 20000, 8, 256)),
+        *(((2, 128, 4), 256, 1, 256), ((2, 128, 4), 512, 2, 256), ((2, 128, 4), 2048, 8, 256)),
+    ],
+    ids=str,
+)
+def test_as_few_blocks_as_possible_share_a_set(h100, widths, count, cluster, threads):
+    ((name, _, why),) = cuda.paths(np.array([0, count]), widths, "mean", "mean")
+    assert name == "resident"
+    block = "a block of" if cluster == 1 else f"a cluster of {cluster} blocks, each of"
+    assert why.startswith(f"{block} {threads} threads and ")
+    assert why.endswith(f" bytes of shared memory takes a set through all layers, as wide as {widths[1]}")
+
+
+def test_small_sets_have_no_cluster(h100):
+    ((name, _, why),) = cuda.paths(np.array([0, 10, 20, 30, 1030]), (2, 128, 4), "mean", "mean")
+    assert name == "fused tiles"
+    assert why.startswith("sets of 258 elements, on average, are fewer than 512 for a cluster of 4 blocks: ")
+
+
+def test_cuda_says_what_fits_on_chip(h100):
     ((name, sets, why),) = cuda.paths(np.array([0, 512, 600]), (2, 64, 16, 4), "mean", "sum")
     assert (name, sets.tolist()) == ("resident", [0, 1])
     assert "a block of 512 threads and" in why
-    ((name, _, why),) = cuda.paths(np.array([0, 1000]), (2, 64, 4), "mean", "mean")
+    ((name, _, why),) = cuda.paths(np.array([0, 5000]), (2, 64, 4), "mean", "mean")
     assert name == "fused tiles"
-    assert "a set of 1,000 elements needs" in why
+    assert "a set of 5,000 elements needs " in why
+    assert " bytes of shared memory in each of 8 blocks, and a block has 232,448: " in why
 
 
 def test_malformed_sets_are_refused():

@@ -5,7 +5,7 @@ import pytest
 
 from fastperm.kernels.cuda import compiling
 from fastperm.kernels.cuda.compiling import cuda
-from fastperm.kernels.cuda.vectors import add1
+from fastperm.kernels.cuda.vectors import add1, cluster_barrier, cluster_rank, cluster_size, load1_of_block
 
 pytestmark = [
     pytest.mark.cuda,
@@ -60,6 +60,45 @@ def test_sums_of_several_threads_into_one_number_are_lost():
     total = np.zeros(1, np.float32)
     launch(body, total)
     assert 0 < total[0] < 1000 * THREADS
+
+
+@pytest.mark.parametrize("missing", ["before", "behind", "last", None])
+def test_blocks_of_a_cluster_see_each_other_between_barriers_of_the_cluster_only(missing):
+    def body(found):
+        shared = cuda.shared.array(0, np.dtype(np.float32))
+        thread, rank = cuda.threadIdx.x, cluster_rank()
+        other = (rank + 1) % cluster_size()
+        for turn in range(3):
+            if thread == 0:
+                shared[0] = 10 * turn + rank
+            if missing != "before":
+                cluster_barrier()
+            seen = load1_of_block(shared, 0, other)
+            if missing != ("behind" if turn < 2 else "last"):
+                cluster_barrier()
+            found[turn, cuda.blockIdx.x, thread] = seen
+
+    found = np.zeros((3, 4, THREADS), np.float32)
+    wanted = np.add.outer([0, 10, 20], [1, 0, 1, 0])[:, :, None]
+    kernel = cuda.jit(body)
+    kernel.cluster = 2
+    if missing == "last":
+        with pytest.raises(AssertionError, match="is there no more"):
+            kernel[4, THREADS, 0, 4](found)
+    else:
+        kernel[4, THREADS, 0, 4](found)
+        assert np.array_equal(found, np.broadcast_to(wanted, found.shape)) == (missing is None)
+
+
+def test_threads_of_a_block_that_wait_for_others_wait_forever():
+    def body():
+        if cuda.threadIdx.x == 0:
+            cluster_barrier()
+        else:
+            cuda.syncthreads()
+
+    with pytest.raises(AssertionError, match="barriers of both kinds"):
+        launch(body)
 
 
 def test_an_error_says_where_it_was():

@@ -59,6 +59,11 @@ except Exception as error:  # a library that it loads at import may be broken in
 # Oldest first. PTX for an architecture also runs on later ones: the driver compiles it for the card it finds.
 ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
 
+# How many blocks may be a cluster, and from which architecture on: they run at the same time, and read each other's
+# shared memory. More than 8 are not promised for every card, and Numba's simulator runs one block at a time.
+CLUSTERS, LEAST_OF_CLUSTERS = (1, 2, 4, 8), (9, 0)
+SIMULATED_CLUSTERS = (1,)
+
 KERNELS: dict[str, "Kernel"] = {}
 
 
@@ -96,11 +101,13 @@ class Kernel:
         Blocks that a multiprocessor should hold: what their registers leave room for.
     dynamic : bool, default=False
         Whether its shared memory has a size that the launch gives.
+    clustered : bool, default=False
+        Whether its blocks are clusters, as large as the launch says.
     """
 
-    def __init__(self, function, name, parameters, threads, blocks=1, dynamic=False):
+    def __init__(self, function, name, parameters, threads, blocks=1, dynamic=False, clustered=False):
         self.function, self.name, self.parameters, self.threads = function, name, tuple(parameters), threads
-        self.blocks, self.dynamic = blocks, dynamic
+        self.blocks, self.dynamic, self.clustered = blocks, dynamic, clustered
         self._takes = tuple(map(_argument, self.parameters))
         # Aligned as C aligns them, and so does CUDA.
         self._packing = struct.Struct("@" + "".join(map(_code, self.parameters)))
@@ -108,25 +115,27 @@ class Kernel:
             raise ValueError(f"there are two kernels called {name}")
         KERNELS[name] = self
 
-    def __call__(self, blocks, *arguments, shared=0):
-        """Launch so many blocks, each with so many bytes of dynamic shared memory.
+    def __call__(self, blocks, *arguments, shared=0, cluster=1):
+        """Launch so many blocks, each with so many bytes of dynamic shared memory, in clusters of so many blocks.
 
         None stands for an array that the kernel will not touch.
         """
         if blocks == 0:
             return
         if _records:
-            _records[-1].append(Work(self, (blocks, *arguments), {"shared": shared}, True))
+            settings = {"shared": shared, "cluster": cluster}
+            _records[-1].append(Work(self, (blocks, *arguments), settings, True))
         values = tuple([take(argument) for take, argument in zip(self._takes, arguments, strict=True)])
         if SIMULATED:
             flat = map(_simulated_argument, self.parameters, values)
+            self._simulated.cluster = cluster  # for the simulator of the tests; Numba's own knows none
             self._simulated[blocks, self.threads, 0, shared](*flat)
             return
         # As one block of memory: CuPy's own launch takes twice the time for the twenty parameters of a kernel.
         packed = ctypes.create_string_buffer(self._packing.pack(*values), self._packing.size)
         size = ctypes.c_size_t(self._packing.size)
         extra = (ctypes.c_void_p * 5)(_BUFFER, ctypes.addressof(packed), _BUFFER_SIZE, ctypes.addressof(size), None)
-        function, stream = _loaded(self.name, current_device()), xp().cuda.get_current_stream().ptr
+        function, stream = _loaded(self.name, current_device(), cluster), xp().cuda.get_current_stream().ptr
         xp().cuda.driver.launchKernel(
             *(function.kernel.ptr, blocks, 1, 1, self.threads, 1, 1, shared, stream, 0, ctypes.addressof(extra))
         )
@@ -145,7 +154,13 @@ class Kernel:
         ptx = re.sub(r"\.shared \.align [1248] ", ".shared .align 16 ", ptx.replace(entry, self.name))
         # Without these, a thread may get more registers than there are for a block.
         bounds = f".maxntid {self.threads}, 1, 1\n.minnctapersm {self.blocks}"
+        if self.clustered:
+            bounds += f"\n{_cluster_of(1)}"
         return re.sub(rf"(\.entry {self.name}\([^)]*\))", rf"\1\n{bounds}", ptx)
+
+    def runs_on(self, architecture):
+        """Return whether an architecture has what the kernel needs."""
+        return architecture >= LEAST_OF_CLUSTERS or not self.clustered
 
     @property
     def signature(self):
@@ -155,6 +170,11 @@ class Kernel:
     @functools.cached_property
     def _simulated(self):
         return cuda.jit(self.function)
+
+
+def _cluster_of(blocks):
+    """Return what PTX says of a kernel whose blocks are clusters; any launch of it then makes them."""
+    return f".reqnctapercluster {blocks}, 1, 1"
 
 
 def kernel(parameters, *, name=None, **settings):
@@ -208,7 +228,7 @@ def cache_folder():
 
 def fill_cache(architectures=ARCHITECTURES, *, processes=1):
     """Compile all kernels for these architectures into `cache_folder`, and return how many files it has for them."""
-    wanted = [(name, architecture) for architecture in architectures for name in KERNELS]
+    wanted = [(name, own) for own in architectures for name, kernel in KERNELS.items() if kernel.runs_on(own)]
     if processes == 1:
         return sum(_ptx(*one).exists() for one in wanted)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # Numba compiles in one thread at a time
@@ -260,9 +280,19 @@ def _most_shared_memory(device):
     return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
 
 
+def clusters():
+    """Return how many blocks a cluster may have on the current device, the fewest first; nothing if it has none."""
+    return SIMULATED_CLUSTERS if SIMULATED else _clusters(current_device())
+
+
+@functools.cache
+def _clusters(device):
+    return CLUSTERS if current_architecture() >= LEAST_OF_CLUSTERS else ()
+
+
 def compiled_elsewhere(architecture):
     """Return whether `cache_folder` has all kernels for an architecture, from whatever compiler."""
-    return all(_stored(name, architecture) for name in KERNELS)
+    return all(_stored(name, architecture) for name, kernel in KERNELS.items() if kernel.runs_on(architecture))
 
 
 @functools.cache
@@ -327,27 +357,31 @@ def current_place():
 
 
 @functools.cache
-def _loaded(name, device):
-    """Return the kernel as CuPy launches it on a device, which is the current one."""
+def _loaded(name, device, cluster):
+    """Return the kernel as CuPy launches it, in clusters of so many blocks, on a device, which is the current one."""
     architecture = current_architecture()
     try:
         path = _ptx(name, architecture)
     except OSError:  # a home that cannot be written to
         path = _ptx(name, architecture, Path(_own_folder().name))
     try:
-        return _loaded_from(path, name)
+        return _loaded_from(path, name, cluster)
     except Exception as error:
         if compiler() is None:
             raise RuntimeError(f"the GPU's driver does not take {path} ({error})") from error
         # The file may be damaged: once more, from the source. If that is refused too, the driver says why.
         _logger.warning("the GPU's driver does not take %s (%s); it is compiled anew", path, error)
         path.unlink(missing_ok=True)
-        return _loaded_from(_ptx(name, architecture, path.parent), name)
+        return _loaded_from(_ptx(name, architecture, path.parent), name, cluster)
 
 
-def _loaded_from(path, name):
+def _loaded_from(path, name, cluster):
     import cupy
 
+    if cluster > 1:  # nothing else differs, and CuPy takes no text
+        text = path.read_text().replace(_cluster_of(1), _cluster_of(cluster))
+        path = Path(_own_folder().name) / f"{path.stem}-{cluster}-{threading.get_ident()}.ptx"
+        path.write_text(text)
     function = cupy.RawModule(path=str(path)).get_function(name)
     if KERNELS[name].dynamic:
         function.max_dynamic_shared_size_bytes = most_shared_memory()

@@ -31,7 +31,10 @@ def paths(
     sets, layout = np.arange(len(offsets) - 1), layout_for(offsets, widths, aggregate, pool, precision, orders)
     if isinstance(layout, Layout):
         room = layout.shared_bytes(np.diff(offsets).max())
-        why = f"a block of {layout.threads} threads and {room:,} bytes of shared memory takes a set through all layers"
+        block = f"a block of {layout.threads} threads and {room:,} bytes of shared memory"
+        if layout.cluster > 1:
+            block = f"a cluster of {layout.cluster} blocks, each of{block.removeprefix('a block of')}"
+        why = f"{block} takes a set through all layers"
         cores = f", on tensor cores in {IN_WORDS[precision]}" if layout.tensor_cores else ""
         return [("resident", sets, f"{why}, as wide as {layout.width}{cores}")]
     *of_layers, of_head = pairwise(widths)

@@ -12,14 +12,19 @@ On the way back the gradient g of a layer lies where h was.
     dx = (W_self g + dm) ⊙ 1[h > 0]     in place, as forward
 
 Every block adds up the gradients of its sets in a part of its own; `product.add_parts` adds up the parts. How many
-blocks there are depends on the number of sets alone, and so do the bits of the result.
+blocks there are depends on the sizes of the sets alone, and so do the bits of the result.
+
+A set that is too large for one block belongs to a cluster of them, each with strips of its own. All that crosses blocks
+is pooled vectors, forward and on the way back: each block adds up its own elements, reads what the others have added
+up, out of their shared memory, and goes on with the sum, which has the same bits in all of them. Parameter gradients
+are sums over the elements of a block, or, where they come from a pooled vector, those of the first block.
 
 Widths are rounded up to a layout of ``strips.py``, which says how threads share the products.
 """
 
 import numpy as np
 
-from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, cuda, device, kernel, most_shared_memory, xp
+from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, clusters, cuda, device, kernel, most_shared_memory, xp
 from fastperm.kernels.cuda.mean_squared_error import mean_of_sums
 from fastperm.kernels.cuda.offsets import on_device, sizes
 from fastperm.kernels.cuda.product import add_parts
@@ -30,12 +35,25 @@ from fastperm.kernels.cuda.strips import (
     strips_of_multiply_adds,
     strips_of_tensor_cores,
 )
-from fastperm.kernels.cuda.vectors import add1, copy4, end_copies, load1, store1, wait_for_copies_but_one
+from fastperm.kernels.cuda.vectors import (
+    add1,
+    cluster_barrier,
+    cluster_rank,
+    cluster_size,
+    copy4,
+    end_copies,
+    load1,
+    load1_of_block,
+    store1,
+    wait_for_copies_but_one,
+)
 
 # The sets are dealt out to so many blocks at most: two for each multiprocessor of a large card.
 BLOCKS = 3 if SIMULATED else 264
-# Of smaller sets, on average, a block would leave most of its threads idle; the tiles take many of them at once.
+# Of smaller sets, on average, a block would leave most of its threads idle; the tiles take many of them at once. A
+# multiprocessor holds several blocks or, of a wide layout, only one: then a set must have more.
 LEAST_ELEMENTS = 1 if SIMULATED else 32
+LEAST_FACTOR = 4
 HOW = ("mean", "sum")  # what a set is pooled by
 
 
@@ -48,21 +66,27 @@ def layout_for(
     orders=0,
 ):
     """Return the layout that a batch is computed with, or, in words, why there is none."""
-    layouts = TENSOR_LAYOUTS.get(precision, LAYOUTS)
     if orders:
         return "angular layers are not computed on chip"
     if aggregate not in HOW or pool not in HOW:
         return f"only {' and '.join(HOW)} are pooled on chip"
-    suited = [layout for layout in layouts if layout.width >= max(widths)]
-    if not suited:
-        return f"a width of {max(widths)} is more than {LAYOUTS[-1].width}"
+    possible, most = clusters(), most_shared_memory()
+    layouts = [layout for layout in TENSOR_LAYOUTS.get(precision, LAYOUTS) if possible or not layout.wide]
+    layout = next((layout for layout in layouts if layout.width >= max(widths)), None)
+    if layout is None:
+        return f"a width of {max(widths)} is more than {layouts[-1].width}"
     mean, longest = sizes(offsets)
-    if mean < LEAST_ELEMENTS:
-        return f"sets of {mean:.3g} elements, on average, are fewer than {LEAST_ELEMENTS}"
-    needed, most = suited[0].shared_bytes(longest), most_shared_memory()
-    if needed > most:
-        return f"a set of {longest:,} elements needs {needed:,} bytes of shared memory, and a block has {most:,}"
-    return suited[0]
+    for cluster in possible or (1,):
+        layout = layout._replace(cluster=cluster)
+        needed = layout.shared_bytes(longest)
+        least = LEAST_ELEMENTS * (LEAST_FACTOR if layout.wide else 1) * cluster
+        each = f" for a cluster of {cluster} blocks" if cluster > 1 else ""
+        if mean < least:
+            return f"sets of {mean:.3g} elements, on average, are fewer than {least}{each}"
+        if needed <= most:
+            return layout
+    each = f" in each of {cluster} blocks" if cluster > 1 else ""
+    return f"a set of {longest:,} elements needs {needed:,} bytes of shared memory{each}, and a block has {most:,}"
 
 
 def resident_forward(
@@ -96,7 +120,7 @@ def resident_step(
 ):
     """Do what `deep_set_step` does."""
     n_sets = len(offsets) - 1
-    parts = xp().empty((min(n_sets, BLOCKS), parameters.size), np.float32)
+    parts = xp().empty((_blocks(layout, n_sets), parameters.size), np.float32)
     losses = xp().empty(n_sets, np.float64)
     _launch(
         *(layout, True, x, offsets, weights, targets, parameters, widths, aggregate, pool, 2 / targets.size),
@@ -107,21 +131,27 @@ def resident_step(
     return mean_of_sums(losses, targets.size)
 
 
+def _blocks(layout, n_sets):
+    """Return how many blocks are launched: it depends on the batch alone."""
+    return min(n_sets, max(BLOCKS // layout.cluster, 1)) * layout.cluster
+
+
 def _launch(
     layout, training, x, offsets, weights, targets, parameters, widths, aggregate, pool, factor, **outputs
 ):  # fmt: skip
     n_sets, depth, (_, longest) = len(offsets) - 1, len(widths) - 2, sizes(offsets)
-    blocks, stride = min(n_sets, BLOCKS), layout.stride(longest)
+    blocks, stride = _blocks(layout, n_sets), layout.stride(longest)
     # h_1 … h_{D−1} and m_0 … m_{D−1} of one set for each block.
     kept_size = layout.width * ((depth - 1) * stride + depth)
     kept = xp().empty((blocks, kept_size), np.float32) if training else None
     places = on_device(offsets), on_device(np.array(widths, np.int64))
     flags = (weights is not None, aggregate == "mean", pool == "mean", depth)
     lengths = (n_sets, stride, kept_size, parameters.size)
-    KERNELS_OF[layout][training](
+    KERNELS_OF[layout.name][training](
         *(blocks, x, places[0], weights, targets, parameters, places[1], *flags, *lengths, factor, kept),
         *(outputs.get(name) for name in ("parts", "losses", "y")),
         shared=layout.shared_bytes(longest),
+        cluster=layout.cluster,
     )
 
 
@@ -160,20 +190,26 @@ def _make(layout, training):
     # Column j of a thread is its first one, and so many more.
     U, near, far = layout.columns_near
     lead = layout.lead  # of the rows of the weights, in shared memory
+    wide, clustered = layout.wide, layout.clustered
     # Places in shared memory: the weights of a layer, room for work, vectors, and h or g; behind it, w.
     W, free = 0, width * lead
     m = free + layout.work
-    c, G, dm, dy, h = (m + (i + 1) * width for i in range(VECTORS))
+    c, G, dm, dy, exchanged = (m + (i + 1) * width for i in range(VECTORS))
+    h = m + layout.vectors * width
+    stages = W if wide else free  # of h, and then dW_self
     thread_rows, warp_threads = layout.rows, layout.rows * layout.columns
     first_row, first_column, steps = layout.rows_at_once, 1 if layout.tensor_cores else 4, layout.steps
     sums_rows, shares = warps * thread_rows, threads // width
-    rounds = width // shares  # of the threads over a matrix of the parameters
+    # Rounds of the threads over a matrix of the parameters: so many at once, as many times as it takes.
+    held_rounds = min(width // shares, 16)
+    times = width // shares // held_rounds
     adders = min(32, threads // 2)
     group, groups, stage, stage_lead = layout.group, layout.groups, layout.stage, layout.stage_lead
     stage_size, fours = layout.stage_size, stage // 4
     heaps, heap = layout.heaps, width * lead
     group_rows, most_held, most_rows = stage // groups, max(held, tile), layout.most_rows
     assert threads % fours == threads % width == stage % strip_rows == 0
+    assert heaps == 1 or not wide
 
     @device
     def add_to_own_sums(shared, own_sums, a, sums, b):
@@ -206,8 +242,26 @@ def _make(layout, training):
                 sums[r * held_columns + j] = _masked(sums[r * held_columns + j], a[r])
 
     @device
-    def add_up(shared, at, thread):
-        """Return the sum of one number of each thread, which lie at ``at``, in all threads."""
+    def exchange(shared, thread, count, own, shown):
+        """Show the other blocks of the cluster so many numbers, one of each thread; return where all have theirs."""
+        # Two places take turns: a block may go on while others still read what it has shown.
+        place = exchanged + shown[0] * width
+        shown[0] = np.int64(1) - shown[0]
+        if thread < count:
+            store1(shared, place + thread, np.float32(own))
+        cluster_barrier()
+        return place
+
+    @device
+    def sum_of_blocks(shared, place):
+        total = np.float64(0)
+        for rank in range(cluster_size()):
+            total += np.float64(load1_of_block(shared, place, rank))
+        return total
+
+    @device
+    def add_up(shared, at, thread, shown):
+        """Return the sum of one number of each thread, which lie at ``at``, in all threads of all blocks of a set."""
         cuda.syncthreads()
         if thread < adders:
             total = np.float32(0)
@@ -218,12 +272,15 @@ def _make(layout, training):
         whole = np.float64(0)
         for i in range(adders):
             whole += np.float64(load1(shared, at + i))
-        cuda.syncthreads()
+        if clustered:
+            whole = sum_of_blocks(shared, exchange(shared, thread, 1, whole, shown))
+        else:
+            cuda.syncthreads()
         return whole
 
     @device
-    def column_sums(shared, at, divisor, thread, out):
-        """Add up what the threads have summed of their columns, and divide."""
+    def column_sums(shared, at, divisor, thread, out, shown):
+        """Add up what the threads of all blocks of a set have summed of their columns, and divide."""
         cuda.syncthreads()
         column = thread % width
         total = np.float32(0)
@@ -231,18 +288,23 @@ def _make(layout, training):
             total += load1(shared, at + i * width + column)
         store1(shared, at + sums_rows * width + thread, total)
         cuda.syncthreads()
+        whole = np.float64(0)
         if thread < width:
-            whole = np.float64(0)
             for i in range(shares):
                 whole += np.float64(load1(shared, at + (sums_rows + i) * width + thread))
+        if clustered:
+            place = exchange(shared, thread, width, whole, shown)
+            if thread < width:
+                whole = sum_of_blocks(shared, place + thread)
+        if thread < width:
             store1(shared, out + thread, np.float32(whole / divisor))
         cuda.syncthreads()
 
     @device
-    def hold_matrix(matrix, start, K, N, share, j, registers):
-        """Take this thread's share of column j of a matrix (K, N) of the parameters, all at once; zeros beyond it."""
-        for i in range(rounds):
-            k = share + i * shares
+    def hold_matrix(matrix, start, K, N, first, j, registers):
+        """Take some of column j of a matrix (K, N) of the parameters at once, from row ``first``; zeros beyond it."""
+        for i in range(held_rounds):
+            k = first + i * shares
             registers[i] = matrix[start + k * N + j] if k < K and j < N else np.float32(0)
 
     @device
@@ -250,13 +312,15 @@ def _make(layout, training):
         """Write Σ_k v_k matrix_kj, plus the bias if there is one (bias ≥ 0), for j < count, and zeros beyond."""
         j = thread % width
         total = np.float32(0)
-        for i in range(rounds):
-            k = thread // width + i * shares
-            registers[i] = matrix[start + k * k_lead + j * j_lead] if k < length and j < count else np.float32(0)
-        for i in range(rounds):
-            k = thread // width + i * shares
-            if k < length:
-                total += load1(shared, v + k) * registers[i]
+        for time in range(times):
+            first = thread // width + time * held_rounds * shares
+            for i in range(held_rounds):
+                k = first + i * shares
+                registers[i] = matrix[start + k * k_lead + j * j_lead] if k < length and j < count else np.float32(0)
+            for i in range(held_rounds):
+                k = first + i * shares
+                if k < length:
+                    total += load1(shared, v + k) * registers[i]
         store1(shared, at + thread, total)
         cuda.syncthreads()
         if thread < width:
@@ -290,14 +354,14 @@ def _make(layout, training):
     def self_gradient(
         shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h
     ):  # fmt: skip
-        """Leave h gᵀ, (width, width), in the free room, as the sum of some heaps."""
+        """Leave h gᵀ, (width, width), in the room of the stages, as the sum of some heaps."""
         for i in range(tile):
             tiles[i] = np.float32(0)
         # One stage is on its way while the other is multiplied.
-        start, room = np.int64(0), np.int64(free)
+        start, room = np.int64(0), np.int64(stages)
         fetch_stage(shared, room, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start, thread)
         while start < padded:
-            other = free + free + stage_size - room
+            other = stages + stages + stage_size - room
             fetch_stage(
                 shared, other, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start + stage, thread
             )
@@ -311,10 +375,10 @@ def _make(layout, training):
             room = other
         # The second half of the groups leaves its tiles there, and the first half adds its own.
         if own_group >= heaps:
-            put_tiles(shared, free + (own_group - heaps) * heap, thread, tiles, False)
+            put_tiles(shared, stages + (own_group - heaps) * heap, thread, tiles, False)
         cuda.syncthreads()
         if own_group < heaps:
-            put_tiles(shared, free + own_group * heap, thread, tiles, groups > 1)
+            put_tiles(shared, stages + own_group * heap, thread, tiles, groups > 1)
         cuda.syncthreads()
 
     arrays = "f4* i8* f4* f4* f4* i8* " + "i4 " * 4 + "i8 " * 4 + "f4 f4* f4* f8* f4*"
@@ -325,6 +389,7 @@ def _make(layout, training):
         name=f"resident_{'step' if training else 'forward'}_{layout.name}",
         blocks=layout.blocks,
         dynamic=True,
+        clustered=clustered,
     )
     def network(
         x,  # (T, K_0)
@@ -352,8 +417,12 @@ def _make(layout, training):
         b = cuda.local.array(held_columns, np.float32)
         next_a = cuda.local.array(8, np.float32)
         next_b = cuda.local.array(held_columns, np.float32)
-        sums = cuda.local.array(most_held, np.float32)  # of a layer, and then of dW_self
+        sums = cuda.local.array(most_held, np.float32)  # of a layer
+        # Compilers that do not unroll all loops over many sums keep those in memory: then others need their own place.
+        tiles = cuda.local.array(tile, np.float32) if wide else sums
+        of_W = cuda.local.array(held_rounds, np.float32) if wide else sums
         of_g = cuda.local.array(most_rows, np.float32)
+        shown = cuda.local.array(1, np.int64)  # in which place is what this block shows next
         zero, one = np.float32(0), np.float64(1)
 
         w = h + width * stride
@@ -372,14 +441,25 @@ def _make(layout, training):
         means = kept_start + (depth - 1) * width * stride
         own_part = block * n_parameters
 
-        s = block
+        first_set, more, leads = block, np.int64(cuda.gridDim.x), True
+        rank, team = np.int64(0), np.int64(1)
+        if clustered:
+            shown[0] = 0
+            rank, team = cluster_rank(), cluster_size()
+            first_set, more, leads = block // team, more // team, rank == 0
+        s = first_set
         while s < n_sets:
             first = offsets[s]
             count = offsets[s + 1] - first
+            if clustered:  # strips of its own, or none
+                share_of_block = ((count + strip_rows - 1) // strip_rows + team - 1) // team * strip_rows
+                begin = min(rank * share_of_block, count)
+                first += begin
+                count = min(share_of_block, count - begin)
             strips = (count + strip_rows - 1) // strip_rows
             padded = strips * strip_rows
             turns = (strips + warps - 1) // warps
-            fresh = s == block
+            fresh = s == first_set
 
             # The elements, their features in rows, and their weights; zeros beyond.
             K = widths[0]
@@ -395,7 +475,7 @@ def _make(layout, training):
                 for k in range(K, (K + steps - 1) // steps * steps):
                     store1(shared, h + k * stride + row, zero)
             store1(shared, free + thread, total)
-            divisor = add_up(shared, free, thread)
+            divisor = add_up(shared, free, thread, shown)
             aggregate_divisor = divisor if mean_aggregate else one
             pool_divisor = divisor if mean_pool else one
 
@@ -413,7 +493,7 @@ def _make(layout, training):
                             for r in range(8):
                                 total += next_a[r] * a[r]
                             add1(shared, own_sums + i // U * far + i % U * near, total)
-            column_sums(shared, free, aggregate_divisor, thread, m)
+            column_sums(shared, free, aggregate_divisor, thread, m, shown)
 
             place = np.int64(0)  # of the parameters of a layer
             for layer in range(depth):
@@ -422,13 +502,15 @@ def _make(layout, training):
                 inner = (K + steps - 1) // steps * steps
                 if training and thread < width:
                     kept[means + layer * width + thread] = load1(shared, m + thread)
-                hold_matrix(parameters, place, K, N, share, j, sums)
-                for i in range(rounds):
-                    k = share + i * shares
-                    if k < inner:
-                        store1(shared, W + k * lead + j, sums[i])
+                for time in range(times):
+                    first_k = share + time * held_rounds * shares
+                    hold_matrix(parameters, place, K, N, first_k, j, of_W)
+                    for i in range(held_rounds):
+                        k = first_k + i * shares
+                        if k < inner:
+                            store1(shared, W + k * lead + j, of_W[i])
                 vector_product(
-                    shared, m, K, parameters, place + K * N, N, np.int64(1), N, place + 2 * K * N, free, thread, c, sums
+                    shared, m, K, parameters, place + K * N, N, np.int64(1), N, place + 2 * K * N, free, thread, c, of_W
                 )
                 clear_own_sums(shared, own_sums)
                 last = layer == depth - 1
@@ -449,14 +531,14 @@ def _make(layout, training):
                         put_strip(shared, h + own_column * stride + row, stride, sums)
                         if training and not last:
                             put_strip(kept, kept_layer + own_column * stride + row, stride, sums)
-                column_sums(shared, free, pool_divisor if last else aggregate_divisor, thread, m)
+                column_sums(shared, free, pool_divisor if last else aggregate_divisor, thread, m, shown)
                 place += 2 * K * N + N
 
             K = widths[depth]
             N = widths[depth + 1]
-            vector_product(shared, m, K, parameters, place, N, np.int64(1), N, place + K * N, free, thread, c, sums)
+            vector_product(shared, m, K, parameters, place, N, np.int64(1), N, place + K * N, free, thread, c, of_W)
             if not training:
-                if thread < N:
+                if thread < N and leads:
                     y[s * N + thread] = load1(shared, c + thread)
             else:
                 if thread < width:
@@ -466,18 +548,20 @@ def _make(layout, training):
                     store1(shared, c + thread, difference)
                     store1(shared, dy + thread, factor * difference)
                 cuda.syncthreads()
-                if thread == 0:
+                if thread == 0 and leads:
                     loss = np.float64(0)
                     for i in range(N):
                         loss += np.float64(load1(shared, c + i)) * np.float64(load1(shared, c + i))
                     losses[s] = loss
                 if j < N:
                     for k in range(share, K, shares):
-                        _put(parts, own_part + place + k * N + j, load1(shared, m + k) * load1(shared, dy + j), fresh)
+                        product = load1(shared, m + k) * load1(shared, dy + j)
+                        _put(parts, own_part + place + k * N + j, product if leads else zero, fresh)
                 if thread < N:
-                    _put(parts, own_part + place + K * N + thread, load1(shared, dy + thread), fresh)
+                    of_set = load1(shared, dy + thread) if leads else zero
+                    _put(parts, own_part + place + K * N + thread, of_set, fresh)
                 vector_product(
-                    shared, dy, N, parameters, place, np.int64(1), N, K, np.int64(-1), free, thread, dm, sums
+                    shared, dy, N, parameters, place, np.int64(1), N, K, np.int64(-1), free, thread, dm, of_W
                 )
 
                 # g of the last layer, in place of h.
@@ -499,7 +583,7 @@ def _make(layout, training):
                             a[r] = np.float32(1)
                         add_to_own_sums(shared, own_sums, a, sums, b)
                         put_strip(shared, h + own_column * stride + row, stride, sums)
-                column_sums(shared, free, one, thread, G)
+                column_sums(shared, free, one, thread, G, shown)
 
                 scale = np.float32(one / aggregate_divisor)
                 for back in range(depth):
@@ -511,26 +595,32 @@ def _make(layout, training):
                     if thread < width:
                         store1(shared, m + thread, kept[means + layer * width + thread])
                     if thread < N:
-                        _put(parts, own_part + place + 2 * K * N + thread, load1(shared, G + thread), fresh)
+                        of_set = load1(shared, G + thread) if leads else zero
+                        _put(parts, own_part + place + 2 * K * N + thread, of_set, fresh)
 
                     self_gradient(
                         shared, x, kept, first * K, kept_layer, layer == 0, K, stride, count, padded,
-                        own_group, thread, sums, of_g, a,
+                        own_group, thread, tiles, of_g, a,
                     )  # fmt: skip
                     if j < N:
                         for k in range(share, K, shares):
                             at = own_part + place + k * N + j
                             total = zero
                             for i in range(heaps):
-                                total += load1(shared, free + i * heap + k * lead + j)
+                                total += load1(shared, stages + i * heap + k * lead + j)
                             _put(parts, at, total, fresh)
-                            _put(parts, at + K * N, load1(shared, m + k) * load1(shared, G + j), fresh)
+                            product = load1(shared, m + k) * load1(shared, G + j)
+                            _put(parts, at + K * N, product if leads else zero, fresh)
                     if layer > 0:
                         inner = (N + steps - 1) // steps * steps
-                        hold_matrix(parameters, place, K, N, share, j, sums)
-                        if j < inner:
-                            for i in range(rounds):
-                                store1(shared, W + j * lead + share + i * shares, sums[i])
+                        if wide:
+                            cuda.syncthreads()  # dW_self lay where the weights go
+                        for time in range(times):
+                            first_k = share + time * held_rounds * shares
+                            hold_matrix(parameters, place, K, N, first_k, j, of_W)
+                            if j < inner:
+                                for i in range(held_rounds):
+                                    store1(shared, W + j * lead + first_k + i * shares, of_W[i])
                         cuda.syncthreads()
                         vector_product(
                             shared,
@@ -545,7 +635,7 @@ def _make(layout, training):
                             free,
                             thread,
                             dm,
-                            sums,
+                            of_W,
                         )
                         clear_own_sums(shared, own_sums)
                         for turn in range(turns):
@@ -567,15 +657,18 @@ def _make(layout, training):
                                     a[r] = np.float32(1)
                                 add_to_own_sums(shared, own_sums, a, sums, b)
                                 put_strip(shared, h + own_column * stride + row, stride, sums)
-                        column_sums(shared, free, one, thread, G)
+                        column_sums(shared, free, one, thread, G, shown)
             cuda.syncthreads()
-            s += cuda.gridDim.x
+            s += more
+        if clustered:
+            cluster_barrier()  # nobody's memory may go while another reads it
 
     return network
 
 
 KERNELS_OF = {
-    layout: (_make(layout, False), _make(layout, True))
+    layout.name: (_make(layout, False), _make(layout, True))
     for layouts in (LAYOUTS, *TENSOR_LAYOUTS.values())
-    for layout in layouts
+    for own in layouts
+    for layout in ((own,) if own.wide else (own, own._replace(cluster=2)))  # or more, by the same kernels
 }

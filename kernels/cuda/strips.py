@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastperm.kernels.cuda.compiling import SIMULATED, device
+from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device
 from fastperm.kernels.cuda.product import holder, outer_product_adder
 from fastperm.kernels.cuda.vectors import (
     load1,
@@ -28,6 +28,7 @@ from fastperm.kernels.cuda.vectors import (
 )
 
 VECTORS = 5  # in shared memory, of one float for each feature
+EXCHANGED = 2  # more of them, which the other blocks of a cluster read
 
 
 @device
@@ -79,10 +80,12 @@ TENSOR_CORES = {
 
 
 class Layout(NamedTuple):
-    """A block for layers of up to ``width`` features.
+    """A block for layers of up to ``width`` features, or a cluster of blocks, which share the strips of a set.
 
     A warp is a grid of ``rows`` × ``columns`` threads over a strip, each with 8 elements. For dW_self a group of
     threads has a tile of all features, ``across`` × ``down`` numbers of it each.
+
+    Where a layout is ``wide``, its weights take so much of the shared memory that dW_self has no place but theirs.
     """
 
     width: int
@@ -93,6 +96,13 @@ class Layout(NamedTuple):
     down: int
     stage: int  # elements of h that are in shared memory at once, for dW_self
     precision: str = "float32"  # or, for tensor cores, what they round to
+    wide: bool = False
+    cluster: int = 1  # blocks that share a set
+
+    @property
+    def clustered(self):
+        """Whether its kernels are those for clusters, be it of one block."""
+        return self.wide or self.cluster > 1
 
     @property
     def tensor_cores(self):
@@ -102,7 +112,8 @@ class Layout(NamedTuple):
     @property
     def name(self):
         """What sets its kernels apart from those of other layouts."""
-        return f"{self.tensor_cores.name}_{self.width}" if self.tensor_cores else str(self.width)
+        name = f"{self.tensor_cores.name}_{self.width}" if self.tensor_cores else str(self.width)
+        return f"{name}_clusters" if self.clustered else name
 
     @property
     def strip(self):
@@ -116,8 +127,8 @@ class Layout(NamedTuple):
 
     @property
     def blocks(self):
-        """Number of blocks that a multiprocessor should hold: 512 threads have 128 registers each."""
-        return max(512 // self.threads, 1)
+        """Number of blocks that a multiprocessor should hold: 512 threads have 128 registers each, 256 have 255."""
+        return 1 if self.wide else max(512 // self.threads, 1)
 
     @property
     def held_columns(self):
@@ -191,32 +202,51 @@ class Layout(NamedTuple):
 
     @property
     def work(self):
-        """Floats of shared memory for two stages of h, or for sums of several threads."""
+        """Floats of shared memory for two stages of h, as far as weights do not lie there, or for sums of threads."""
         sums = self.rows * self.warps * self.width + self.threads
-        return max(2 * self.stage_size, self.heaps * self.width * self.lead, sums)
+        stages = max(2 * self.stage_size, self.heaps * self.width * self.lead)
+        return max(stages - self.width * self.lead if self.wide else stages, sums)
+
+    @property
+    def vectors(self):
+        """Number of vectors in shared memory, of one float for each feature."""
+        return VECTORS + EXCHANGED if self.clustered else VECTORS
 
     def stride(self, longest):
         """Return the floats from one feature to the next, for sets of so many elements: strips, and a pad."""
-        return -(-longest // self.strip) * self.strip + self.pad
+        return -(-longest // (self.strip * self.cluster)) * self.strip + self.pad
 
     def shared_bytes(self, longest):
         """Return the shared memory of a block for sets of so many elements."""
-        return 4 * ((self.width + 1) * self.stride(longest) + self.width * self.lead + self.work + VECTORS * self.width)
+        rows, weights = (self.width + 1) * self.stride(longest), self.width * self.lead
+        return 4 * (rows + weights + self.work + self.vectors * self.width)
 
 
 LAYOUTS = (
-    (Layout(4, 2, 1, 4, 4, 4, 32), Layout(8, 2, 2, 2, 4, 4, 16), Layout(16, 1, 2, 8, 8, 8, 32))
+    (
+        Layout(4, 2, 1, 4, 4, 4, 32),
+        Layout(8, 2, 2, 2, 4, 4, 16),
+        Layout(16, 1, 2, 8, 8, 8, 32),
+        Layout(32, 1, 4, 8, 8, 4, 16, wide=True),
+    )
     if SIMULATED
-    else (Layout(16, 8, 4, 8, 4, 4, 128), Layout(32, 4, 8, 8, 8, 4, 128), Layout(64, 4, 8, 16, 8, 8, 128))
+    else (
+        Layout(16, 8, 4, 8, 4, 4, 128),
+        Layout(32, 4, 8, 8, 8, 4, 128),
+        Layout(64, 4, 8, 16, 8, 8, 128),
+        Layout(128, 4, 8, 8, 8, 8, 64, wide=True),
+    )
 )
 TENSOR_LAYOUTS = {
     precision: (
-        (Layout(16, 4, 8, 1, 2, 4, 32, precision),)  # the simulator's blocks of tensor cores have one warp
+        # The simulator's blocks of tensor cores have one warp.
+        (Layout(16, 4, 8, 1, 2, 4, 32, precision), Layout(32, 4, 8, 1, 4, 8, 32, precision, wide=True))
         if SIMULATED
         else (
             Layout(16, 4, 8, 8, 2, 4, 128, precision),
             Layout(32, 4, 8, 8, 4, 8, 128, precision),
             Layout(64, 4, 8, 16, 8, 8, 128, precision),
+            Layout(128, 4, 8, 8, 16, 4, 64, precision, wide=True),
         )
     )
     for precision in TENSOR_CORES
@@ -231,7 +261,9 @@ def strips_of_multiply_adds(layout):
     across, down, group, stage_lead = layout.across, layout.down, layout.group, layout.stage_lead
     tile_rows, tile_columns = width // across, width // down  # threads of a group
     assert part_columns * column_parts == width
+    wide = layout.wide
     assert layout.stage // layout.groups % 4 == 0
+    assert across == 8 or not wide
 
     hold_rows, hold_columns = holder(2, part_rows), holder(column_parts, part_columns)
     add_outer_product = outer_product_adder(8, held_columns)
@@ -247,21 +279,33 @@ def strips_of_multiply_adds(layout):
             store4(array, place + part_rows, sums[r0], sums[r1], sums[r2], sums[r3])
 
     @device
+    def keep_quarter(own, start, sums):
+        for i in range(start, start + held // 4):
+            sums[i] = own[i]
+
+    @device
     def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
         """Multiply a strip, whose features are rows of ``stride``, with the weights; ``inner`` is even."""
         place, weights_place = strip + 4 * (lane % thread_rows), weights + 4 * (lane // thread_rows)
+        # Where compilers keep many sums in memory (`resident`), they do not keep those of this loop alone there.
+        own = cuda.local.array(held, np.float32) if held > 64 else sums
         for i in range(held):
-            sums[i] = np.float32(0)
+            own[i] = np.float32(0)
         # Two steps at a time: shared memory answers one while the other is multiplied.
         for _ in range(inner // 2):
             hold_rows(shared, place, a)
             hold_columns(shared, weights_place, b)
             hold_rows(shared, place + stride, next_a)
             hold_columns(shared, weights_place + lead, next_b)
-            add_outer_product(a, b, sums)
-            add_outer_product(next_a, next_b, sums)
+            add_outer_product(a, b, own)
+            add_outer_product(next_a, next_b, own)
             place += 2 * stride
             weights_place += 2 * lead
+        if held > 64:
+            keep_quarter(own, 0, sums)
+            keep_quarter(own, held // 4, sums)
+            keep_quarter(own, held // 2, sums)
+            keep_quarter(own, 3 * held // 4, sums)
 
     @device
     def add_tile_row(shared, place, k, of_g, of_h, tiles):
@@ -269,6 +313,11 @@ def strips_of_multiply_adds(layout):
         for r in range(4):
             for j in range(down):
                 tiles[k * down + j] += of_h[r] * of_g[4 * j + r]
+
+    @device
+    def add_tile_rows(shared, place, first, end, of_g, of_h, tiles):
+        for k in range(first, end):
+            add_tile_row(shared, place + k * tile_rows * stage_lead, k, of_g, of_h, tiles)
 
     @device
     def add_to_tiles(shared, of_stage, of_strip, stride, rows, K, thread, of_g, of_h, tiles):
@@ -283,8 +332,16 @@ def strips_of_multiply_adds(layout):
                 )
             add_tile_row(shared, of_stage + tile_row * stage_lead + row, 0, of_g, of_h, tiles)
             if tile_rows < K:  # few features, those of the first layer, have one row in each tile
-                for k in range(1, across):
-                    add_tile_row(shared, of_stage + (tile_row + k * tile_rows) * stage_lead + row, k, of_g, of_h, tiles)
+                if wide:  # here a loop over all of them would keep the tile in memory, too
+                    place = of_stage + tile_row * stage_lead + row
+                    add_tile_rows(shared, place, 1, 3, of_g, of_h, tiles)
+                    add_tile_rows(shared, place, 3, 5, of_g, of_h, tiles)
+                    add_tile_rows(shared, place, 5, 7, of_g, of_h, tiles)
+                    add_tile_rows(shared, place, 7, 8, of_g, of_h, tiles)
+                else:
+                    for k in range(1, across):
+                        place = of_stage + (tile_row + k * tile_rows) * stage_lead + row
+                        add_tile_row(shared, place, k, of_g, of_h, tiles)
 
     @device
     def put_tiles(shared, start, thread, tiles, adding):

@@ -1,4 +1,4 @@
-"""Two or four numbers in one access of 64 or 128 bits, copies that need no register, and products of tensor cores.
+"""Two or four numbers in one access of 64 or 128 bits, copies that need no register, tensor cores, and clusters.
 
 Numba has none of these, so intrinsics emit them, and one for a single number: Numba's own index of an array may be
 negative, and to ask costs more than the access; the simulator, which knows no intrinsics, gets twins in Python.
@@ -57,6 +57,35 @@ if SIMULATED or cuda is None:
     def wait_for_copies_but_one():
         """Wait until all groups of copies but the last one have arrived."""
 
+    # Numba's simulator runs one block at a time, which is a cluster by itself; that of the tests replaces these.
+
+    @device
+    def cluster_size():
+        """Return how many blocks this cluster has."""
+        return 1
+
+    @device
+    def cluster_rank():
+        """Return which block of its cluster this is."""
+        return 0
+
+    @device
+    def cluster_barrier():
+        """Wait for all threads of the cluster, and see what they wrote."""
+        _cuda_of_kernel().syncthreads()
+
+    @device
+    def load1_of_block(shared, place, rank):
+        """Return one float32 of the shared memory of a block of the cluster."""
+        return shared[place]
+
+    def _cuda_of_kernel():
+        # The simulator puts its own ``cuda`` into the module of a kernel while that runs, but into the module of a
+        # function that is called there only until the first thread leaves it.
+        from fastperm.kernels.cuda import resident
+
+        return resident.cuda
+
     @device
     def round_tf32(x):
         """Return the nearest TF32; tensor cores by themselves cut off the last 13 bits. A NaN stays one."""
@@ -88,10 +117,7 @@ if SIMULATED or cuda is None:
 
     def _registers_of_warp(*own):
         """Return the bits of what the threads hold for a product: (32, 6), four registers of a and two of b."""
-        # The simulator puts its own ``cuda`` into the module of a kernel while that runs, but into the module of a
-        # function that is called there only until the first thread leaves it.
-        from fastperm.kernels.cuda.resident import cuda as of_kernel
-
+        of_kernel = _cuda_of_kernel()
         registers = of_kernel.shared.array((32, 6), np.float32)
         registers[of_kernel.threadIdx.x] = own
         of_kernel.syncthreads()
@@ -101,9 +127,7 @@ if SIMULATED or cuda is None:
 
     def _multiplied(seen, *own):
         """Return this thread's four numbers of a b + c; ``seen`` (32, 6, P) has the P numbers of each register."""
-        from fastperm.kernels.cuda.resident import cuda as of_kernel
-
-        lane, pack = of_kernel.threadIdx.x, seen.shape[2]
+        lane, pack = _cuda_of_kernel().threadIdx.x, seen.shape[2]
         half, row, column = 4 * pack, lane // 4, 2 * (lane % 4)
         i, j = np.array([[row], [row], [row + 8], [row + 8]]), np.array([[column], [column + 1]] * 2)
         k = np.arange(2 * half)
@@ -222,6 +246,48 @@ else:
     def wait_for_copies_but_one(typing_context):
         """Wait until all groups of copies but the last one have arrived."""
         return types.void(), lambda _, builder, *__: _then_nothing(builder, "cp.async.wait_group 1;")
+
+    def _register(name):
+        """Return signature and code of a special register of a cluster, of 32 bits, as int64."""
+        read = ir.InlineAsm(ir.FunctionType(_INT, []), f"mov.u32 $0, %{name};", "=r")
+
+        def generate(context, builder, signature, arguments):
+            return builder.zext(builder.call(read, []), ir.IntType(64))
+
+        return types.int64(), generate
+
+    @intrinsic
+    def cluster_size(typing_context):
+        """Return how many blocks this cluster has."""
+        return _register("cluster_nctarank")
+
+    @intrinsic
+    def cluster_rank(typing_context):
+        """Return which block of its cluster this is."""
+        return _register("cluster_ctarank")
+
+    @intrinsic
+    def cluster_barrier(typing_context):
+        """Wait for all threads of the cluster, and see what they wrote."""
+        both = "barrier.cluster.arrive.release; barrier.cluster.wait.acquire;"
+        return types.void(), lambda _, builder, *__: _then_nothing(builder, both)
+
+    @intrinsic
+    def load1_of_block(typing_context, shared, place, rank):
+        """Return one float32 of the shared memory of a block of the cluster."""
+        code = (
+            "{ .reg .u64 own; .reg .u32 at; cvta.to.shared.u64 own, $1; cvt.u32.u64 at, own; "
+            "mapa.shared::cluster.u32 at, at, $2; ld.shared::cluster.f32 $0, [at]; }"
+        )
+        kind = ir.FunctionType(_FLOAT, [ir.IntType(64), _INT])
+        load = ir.InlineAsm(kind, code, "=f,l,r,~{memory}", side_effect=True)
+
+        def generate(context, builder, signature, arguments):
+            address = _address(context, builder, signature.args[0], arguments[:2], _FLOAT)
+            rank = builder.trunc(arguments[2], _INT)
+            return builder.call(load, [builder.ptrtoint(address, ir.IntType(64)), rank])
+
+        return types.float32(shared, types.int64, types.int64), generate
 
     def _then_nothing(builder, code):
         builder.call(_assembly(code, ""), [])
