@@ -110,7 +110,7 @@ def measure(rounds, seconds):
     from fastperm.kernels.cuda import compiling
 
     gpu.why_unusable = lambda: None
-    compiling._loaded = lambda name, device: SimpleNamespace(kernel=SimpleNamespace(ptr=0))
+    compiling._loaded = lambda *_: SimpleNamespace(kernel=SimpleNamespace(ptr=0))
     x, targets = (Array(array) for array in CASE.sample())
     sets = Sets._trusted(x.reshape(-1, CASE.in_features), CASE.set_size * np.arange(CASE.batch + 1), None)
     nets, optimizers = [CASE.network("cuda") for _ in range(3)], [Adam() for _ in range(3)]

@@ -677,6 +677,33 @@ def test_clusters_share_a_set(cuda, cluster, strips, widths, counts, aggregate, 
 
 # Precision, strips that a block may have, networks and sets.
 ALL = 32  # strips: no set here has more
+
+
+@pytest.mark.parametrize("cluster", [2, 4])
+def test_clusters_are_tried_out_once(cuda, monkeypatch, caplog, cluster):
+    from fastperm.kernels.cuda import cluster_probe
+
+    if not compiling.SIMULATED and cluster not in compiling.clusters():
+        pytest.skip("this GPU has no clusters")
+    cluster_probe._run.cache_clear()
+    with compiling.recorded() as work:
+        assert cluster_probe.clusters_run(cluster, 1 << 12)
+    assert not work
+    monkeypatch.setattr(cluster_probe, "_cluster_probe", lambda *_, **__: pytest.fail("tried again"))
+    assert cluster_probe.clusters_run(cluster, 1 << 12)
+    cluster_probe._run.cache_clear()
+
+    def refuse(*_, **__):
+        raise RuntimeError("CUDA_ERROR_INVALID_CLUSTER_SIZE")
+
+    for broken, said in ((refuse, "INVALID_CLUSTER_SIZE"), (lambda *_, **__: None, "[0.0, 0.0")):
+        monkeypatch.setattr(cluster_probe, "_cluster_probe", broken)
+        assert not cluster_probe.clusters_run(cluster, 1 << 12)
+        assert not cluster_probe.clusters_run(cluster, 1 << 12)
+        assert caplog.text.count(said) == 1
+        cluster_probe._run.cache_clear()
+
+
 ON_CLUSTERS = (
     (
         ("tf32", 1, (9, 8, 3, 8), (64, 1, 40)),

@@ -28,6 +28,7 @@ BUDGETS = {
     "angular_basis_backward": (48, 0, 0),
     "angular_filter": (56, 0, 0),
     "begin_step": (24, 0, 0),
+    "cluster_probe": (24, 0, 0),
     "copied": (32, 0, 0),
     "divide": (32, 0, 0),
     "divide_backward": (32, 0, 0),

@@ -27,7 +27,7 @@ class FakeRuntime(SimpleNamespace):
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """Return a function that makes this a machine with a GPU: one that is fine, but for what is said."""
-    caches = (backend.why_missing, backend._cuda_for_auto, compiling._loaded)
+    caches = (backend.why_missing, backend._cuda_for_auto, compiling._loaded, compiling.xp)
 
     def forget():
         for cache in caches:

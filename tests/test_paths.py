@@ -20,6 +20,7 @@ def h100(monkeypatch):
     """Take the current device for an H100."""
     monkeypatch.setattr(resident, "most_shared_memory", lambda: 232448)
     monkeypatch.setattr(resident, "clusters", lambda: (1, 2, 4, 8))
+    monkeypatch.setattr(resident, "clusters_run", lambda cluster, shared: True)
 
 
 @pytest.mark.parametrize("numbers", [80, 800], ids=lambda n: f"{n}numbers")
@@ -83,6 +84,13 @@ def test_cuda_says_what_is_rounded(precision, words, h100):
         assert name == "resident"
         assert why.startswith("a cluster of 2 blocks, each of ")
         assert why.endswith(f"as wide as {widths[1]}, on tensor cores in {words}")
+
+
+def test_where_clusters_do_not_run_a_block_has_to_hold_a_set(h100, monkeypatch):
+    monkeypatch.setattr(resident, "clusters_run", lambda cluster, shared: False)
+    ((name, _, why),) = cuda.paths(np.array([0, 512, 1024]), (2, 128, 4), "mean", "mean")
+    assert name == "fused tiles"
+    assert why.startswith("this GPU does not run clusters of 2 blocks with 2")
 
 
 def test_without_clusters_a_block_has_to_hold_a_set(h100, monkeypatch):

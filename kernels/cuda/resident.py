@@ -24,6 +24,7 @@ Widths are rounded up to a layout of ``strips.py``, which says how threads share
 
 import numpy as np
 
+from fastperm.kernels.cuda.cluster_probe import clusters_run
 from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, clusters, cuda, device, kernel, most_shared_memory, xp
 from fastperm.kernels.cuda.mean_squared_error import mean_of_sums
 from fastperm.kernels.cuda.offsets import on_device, sizes
@@ -84,6 +85,8 @@ def layout_for(
         if mean < least:
             return f"sets of {mean:.3g} elements, on average, are fewer than {least}{each}"
         if needed <= most:
+            if layout.clustered and not clusters_run(cluster, needed):
+                return f"this GPU does not run clusters of {cluster} blocks with {needed:,} bytes of shared memory each"
             return layout
     each = f" in each of {cluster} blocks" if cluster > 1 else ""
     return f"a set of {longest:,} elements needs {needed:,} bytes of shared memory{each}, and a block has {most:,}"
