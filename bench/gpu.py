@@ -100,9 +100,7 @@ def measure_training(options):
     how = {}
     if options.dry_run:
         how = {"cases": [Case(width=4, depth=1, set_size=3, batch=1)], "rounds": 2, "seconds": 0}
-    found = gpu_training.measure(**how)
-    results.add(options.out, training=found)
-    for case in found:
+    for case in gpu_training.measure(options.out, **how):
         medians = ", ".join(f"{name} {1e3 * of['median']:.3f} ms" for name, of in case["seconds"].items())
         print(f"width {case['width']}: {medians}")
 

@@ -49,7 +49,8 @@ def run():
         cluster_probe.clusters_run(2, 1 << 12)
         for layouts in (LAYOUTS, *TENSOR_LAYOUTS.values()):
             for layout in layouts:
-                _clusters(layout._replace(cluster=2), generator)
+                if layout.divisible:
+                    _clusters(layout._replace(cluster=2), generator)
     _train(NETWORKS[-1], HOW[0], generator, precision="bfloat16")
     _train(NETWORKS[0], RESIDENT, generator, symmetry="circle", orders=3, scale="rms")
     x, offsets = generator.uniform(0, 6, 9), np.array([0, 3, 4, 9])

@@ -17,14 +17,18 @@ from fastperm.steps import Steps, train_step
 CASES = tuple(Case(width=width, depth=4, dtype="float32") for width in (16, 32, 64, 128))
 HOST, WAITING, QUEUED = "the host", "the GPU, each waited for", "the GPU, queued"
 WAYS = (HOST, WAITING, QUEUED)
-ROUNDS, SECONDS = 7, 0.15
+ROUNDS, SECONDS = 5, 0.1
 
 
-def measure(cases=CASES, *, rounds=ROUNDS, seconds=SECONDS):
-    """Return, for each case, the seconds of a step by each way: quartiles over the rounds.
+def measure(out, cases=CASES, *, rounds=ROUNDS, seconds=SECONDS):
+    """Measure, for each case, the seconds of a step by each way: quartiles over the rounds.
+
+    They are returned, and added to the result in a file after each case.
 
     Parameters
     ----------
+    out : path-like
+        A JSON file, as `results.add` takes it.
     cases : sequence of Case
     rounds : int
         Rounds in which all ways take turns.
@@ -44,6 +48,7 @@ def measure(cases=CASES, *, rounds=ROUNDS, seconds=SECONDS):
                 "seconds": {name: results.quartiles([of_round[name] for of_round in taken]) for name in ways},
             }
         )
+        results.add(out, training=found)
     return found
 
 

@@ -442,8 +442,12 @@ class DeepSet:
             y = self._symmetries.shifted(y, scales, self.kernels) if self.pool is not None else self._as_given(y, order)
             return beside(y, given.values)
         except MemoryError as error:
-            self._check_halves(given, error)
+            again = self._make_room()
+            if not again:
+                self._check_halves(given, error)
         # Not within `except`, where the error would keep what had been allocated.
+        if again:
+            return self._predict(given)
         parts = [self._predict(given[half]) for half in _halves(given)]
         return module_of(parts[0]).concatenate(parts)
 
@@ -458,7 +462,11 @@ class DeepSet:
             gradients = self.gradients.flat
             return self.kernels.deep_set_step(*batch, *self._whole(), gradients=gradients, **self._settings())
         except MemoryError as error:
-            self._check_halves(given, error)
+            again = self._make_room()
+            if not again:
+                self._check_halves(given, error)
+        if again:
+            return self._step(given, targets)
         loss, total = 0.0, self.kernels.xp.zeros_like(self.gradients.flat)
         for half in _halves(given):
             rows = half if self.pool is not None else slice(*given.offsets[[half.start, half.stop]])
@@ -468,9 +476,14 @@ class DeepSet:
         self.gradients.flat[:] = total
         return loss
 
+    def _make_room(self):
+        """Give up the memory of recorded steps, and return whether there was any."""
+        found = any(queue is not None for queue in self._recorded.values())
+        self._recorded.clear()
+        return found
+
     def _check_halves(self, sets, error):
         """Raise if a batch that does not fit in memory cannot be split."""
-        self._recorded.clear()  # whose memory is wanted now
         if len(sets) > 1:
             _logger.info("%d sets do not fit in memory together (%s); each half is taken alone", len(sets), error)
             return

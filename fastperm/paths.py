@@ -43,7 +43,7 @@ def explain(net, sets):
     Explanation
         The backend and, for every path that is taken, its name, the sets that take it, and why. The tables of what
         decides are in the files ``paths.py`` of the backends. On the cuda backend also whether training steps on such a
-        batch can be one CUDA graph.
+        batch can become CUDA graphs.
 
     Raises
     ------
@@ -65,4 +65,6 @@ def explain(net, sets):
 
 def _steps(net, sets):
     reason = why_one_by_one(net, sets.n_elements)
-    return "one CUDA graph for a batch that lies where one lay before" if reason is None else f"one by one: {reason}"
+    if reason is not None:
+        return f"one by one: {reason}"
+    return "CUDA graphs, for a batch that lies on the GPU where one lay before"

@@ -249,6 +249,22 @@ class PowerSpectrum:
         copied.backend = _check_backend(backend)
         return copied
 
+    def beside(self, backend):
+        """Return this task where a network on a backend finds its sets: on the GPU, if "auto" left that open.
+
+        Parameters
+        ----------
+        backend : str
+            That of the network.
+
+        Returns
+        -------
+        task : PowerSpectrum
+            Itself, or a copy. A subclass with a ``sample`` of its own stays where it is.
+        """
+        own = type(self).sample is not PowerSpectrum.sample
+        return self if backend != "cuda" or self.backend != "auto" or own else self.to("cuda")
+
     def draw(self, batch, seed):
         """Draw functions only: their Fourier coefficients, for `evaluate_series`.
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from fastperm.adam import Adam
-from fastperm.checks import check_device
+from fastperm.checks import check_device, check_number
 from fastperm.kernels.arrays import on_gpu
 from fastperm.kernels.reference.adam import adam_rate
 from fastperm.parameters import Parameters
@@ -15,8 +15,8 @@ QUEUED = 4096
 # Batches that `train_step` remembers in order to know them again, those whose steps it keeps as CUDA graphs, with the
 # memory that they work in, and the most bytes of offsets to compare.
 REMEMBERED, RECORDED, MOST_BYTES = 16, 4, 1 << 16
-# Activations of a step that may be recorded. Larger ones keep a GPU busy for longer than the host takes, and what is
-# recorded keeps its memory.
+# Activations of all steps that are recorded, and of one that may be. Larger ones keep a GPU busy for longer than the
+# host takes, and what is recorded keeps its memory.
 MOST_NUMBERS = 1 << 27
 
 
@@ -48,14 +48,18 @@ def train_step(net, sets, targets, optimizer, *, learning_rate=None):
     ValueError
         If sets or targets have the wrong shape.
     """
-    queue = _queue_of(net, sets, targets, optimizer)
+    if learning_rate is not None and type(optimizer).step is Adam.step:
+        learning_rate = check_number(learning_rate, "learning_rate", minimum=0)
+    place = _place(net, sets, targets, optimizer)
+    queue = _queue_at(place, net, sets, targets, optimizer)
     if queue is not None:
+        queue.forget()
         if _enqueued(queue, optimizer, learning_rate):
             (loss,) = _known_losses(queue, optimizer)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss}")
             return loss
-        net._recorded.clear()  # whose memory is wanted now
+        net._make_room()
     loss = net._loss_and_gradients(sets, targets)
     waiting = on_gpu(loss) and type(optimizer).step is Adam.step
     if waiting:  # the GPU goes on with the step and looks at the loss itself
@@ -69,6 +73,8 @@ def train_step(net, sets, targets, optimizer, *, learning_rate=None):
     if not waiting:
         own = {} if learning_rate is None else {"learning_rate": learning_rate}  # which other optimisers need not know
         optimizer.step(net.parameters, net.gradients, **own)
+    if place is not None:  # whose batch has passed all checks
+        _remember(place, net._recorded)
     return loss
 
 
@@ -83,8 +89,9 @@ class Steps:
     net : DeepSet
         The network.
     task : object with ``sample(batch, generator) -> (sets, targets)``
-        Where batches come from. If it has ``device_sampler(batch, dtype)``, that may return an object with ``sets``,
-        ``targets``, ``key(generator)`` and ``draw(key)``, which draws the batch that `sample` would into them; or None.
+        Where batches come from. If it has ``device_sampler(batch, dtype)``, that may return None, or an object with
+        ``sets``, ``targets``, ``key(generator)`` and ``draw(key)``, which draws the batch that `sample` would, in this
+        dtype, into them.
     optimizer : Adam
         The optimiser.
     batch : int
@@ -101,6 +108,7 @@ class Steps:
         self._losses: list[float] = []
         self._sampler: Any = None
         self._queue: Any = None
+        self._recorded_for: Any = None
         if net.backend == "cuda" and type(optimizer).step is Adam.step:
             self._make_queue()
         self.capacity = 1 if self._queue is None else QUEUED
@@ -116,10 +124,14 @@ class Steps:
         if self._queue is None:
             sets, targets = self._task.sample(self._batch, generator)
         else:
+            if self._queue.recorded and self._recorded_for != self._constants():
+                self._losses += _known_losses(self._queue, self._optimizer)
+                self._make_queue()
             key = self._sampler.key(generator)
             if _enqueued(self._queue, self._optimizer, learning_rate, key):
+                self._recorded_for = self._constants()
                 return
-            # There is no memory for the first step, and nothing has changed. In halves there may be.
+            # There is no memory for it, and nothing has changed. In halves there may be.
             sets, targets = self._sampler.sets, self._sampler.targets
             self._sampler.draw(key)
             self._queue, self.capacity = None, 1
@@ -130,10 +142,13 @@ class Steps:
 
         There are none after one that is not finite: such steps have changed nothing.
         """
-        if self._queue is None:
-            found, self._losses = self._losses, []
-            return found
-        return _known_losses(self._queue, self._optimizer)
+        found, self._losses = self._losses, []
+        return found if self._queue is None else found + _known_losses(self._queue, self._optimizer)
+
+    def _constants(self):
+        """Return what of the optimiser is the same at every step that is recorded once."""
+        optimizer = self._optimizer
+        return optimizer.beta1, optimizer.beta2, optimizer.epsilon, *map(id, optimizer._moments)
 
     def _make_queue(self):
         """Make the queue, if task and network are as it takes them."""
@@ -161,10 +176,11 @@ def why_one_by_one(net, elements):
         return "there is no GPU"
     if net.invariance == "bitwise":
         return "CuPy sorts the elements"
-    if net._symmetries.ignores_angles:
+    if net._symmetries.ignores_angles and net.scale is None:
         return "CuPy leaves out the angles"
-    if elements * sum(net.widths) > MOST_NUMBERS:
-        return f"activations of {elements * sum(net.widths):,} numbers, more than {MOST_NUMBERS:,}"
+    numbers = elements * sum(net.widths)
+    if numbers > MOST_NUMBERS:
+        return f"activations of {numbers:,} numbers, more than {MOST_NUMBERS:,}"
     return None
 
 
@@ -179,12 +195,14 @@ def _launched(net, sets, targets, optimizer, rates):
 
 
 def _enqueued(queue, optimizer, learning_rate, key=0):
-    """Queue a step and return True; False if there is no memory for the first one."""
+    """Queue a step and return True; False if there is no memory for it, and none is waiting before it."""
     before = optimizer.steps
     learning_rate = optimizer.learning_rate if learning_rate is None else learning_rate
     try:
         queue.step(adam_rate(learning_rate, optimizer.beta1, optimizer.beta2, before + 1), key)
     except MemoryError:
+        if queue.waiting:
+            raise
         return False
     optimizer.steps = before + 1
     return True
@@ -201,26 +219,34 @@ def _known_losses(queue, optimizer):
     return found[: taken + 1]
 
 
-def _queue_of(net, sets, targets, optimizer):
+def _queue_at(place, net, sets, targets, optimizer):
     """Return the queue that takes steps on a batch again, or None: it came for the first time, or is not recorded.
 
     A batch is known by where it lies: its numbers may be others.
     """
-    place = _place(net, sets, targets, optimizer)
-    if place is None:
-        return None
     known = net._recorded
+    if place not in known:
+        return None
+    known.move_to_end(place)
+    if known[place] is None:
+        numbers = [_numbers(net, other) for other, queue in known.items() if queue is not None]
+        if len(numbers) == RECORDED or sum(numbers) + _numbers(net, place) > MOST_NUMBERS:
+            return None
+        known[place] = _batch_queue(net, sets, targets, optimizer)
+    return known[place]
+
+
+def _remember(place, known):
+    """Take a place into those that are known, and forget the one that was not asked for longest."""
     if place not in known:
         known[place] = None
         if len(known) > REMEMBERED:
             known.popitem(last=False)
-        return None
-    known.move_to_end(place)
-    if known[place] is None:
-        if sum(bool(queue) for queue in known.values()) == RECORDED:
-            return None
-        known[place] = _batch_queue(net, sets, targets, optimizer)
-    return known[place]
+
+
+def _numbers(net, place):
+    """Return how many activations a step on the batch in a place has."""
+    return place[0] * sum(net.widths)
 
 
 def _batch_queue(net, sets, targets, optimizer):
@@ -255,6 +281,7 @@ def _place(net, sets, targets, optimizer):
 
     arrays = (values, targets, weights, *(m.flat for m in moments))
     return (
+        sets.n_elements,
         *(None if array is None else array.data.ptr for array in arrays),
         sets.offsets.tobytes(),
         optimizer.beta1,

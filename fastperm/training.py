@@ -156,8 +156,8 @@ def train(
         if history is not None:
             write_history(history, records)
 
-    if net.backend == "cuda" and getattr(task, "backend", None) == "auto" and hasattr(task, "device_sampler"):
-        task = task.to("cuda")
+    if hasattr(task, "beside"):
+        task = task.beside(net.backend)
     work = Steps(net, task, optimizer, batch)
     bar = tqdm(total=steps, initial=first, unit="step", disable=not progress, dynamic_ncols=True)
     start = time.perf_counter()
@@ -168,14 +168,13 @@ def train(
                 bar.write("finishing the step ...", file=sys.stderr)
 
     with bar, _held_interrupt(announce) as interrupted:
-        taken, looked = first, start
+        taken, looked, most = first, start, 1
         for step in range(first + 1, steps + 1):
             rate = None if schedule == "constant" else cosine_rate(optimizer.learning_rate, step, steps)
             due = step % every == 0 or step == steps
             try:
                 work.take(_generator(seed, _TRAINING, step), rate)
-                waits = time.perf_counter() - looked < _LOOK and step - taken < work.capacity
-                if waits and not due and not interrupted.is_set():
+                if step - taken < most and not due and not interrupted.is_set():
                     continue
                 losses = work.losses()
             except FloatingPointError as error:
@@ -190,7 +189,9 @@ def train(
                 if report is not None:
                     with bar.external_write_mode(file=sys.stdout):
                         report(step, errors)
-            looked = time.perf_counter()
+            before_them, looked = looked, time.perf_counter()
+            # As many further ones as the GPU takes until the next look.
+            most = max(1, min(work.capacity, int(_LOOK * (step - taken) / (looked - before_them))))
             elapsed = looked - start
             for number, loss in enumerate(losses, taken + 1):
                 known = (number, loss, measured if number == step else np.nan, before + elapsed)

@@ -35,6 +35,8 @@ class ndarray:  # noqa: N801 (CuPy's name)
         return _wrapped(getattr(ufunc, method)(*_on_device(inputs), **settings))
 
     def __getattr__(self, name):
+        if name.startswith("__array"):  # by which NumPy would take it
+            raise AttributeError(name)
         found = getattr(self._array, name)
         return _function(found) if callable(found) else found
 

@@ -140,7 +140,8 @@ def test_without_memory_steps_are_taken_one_by_one(cupy, one_by_one, monkeypatch
 
 class OwnSample(fastperm.PowerSpectrum):
     def sample(self, batch, seed):
-        return super().sample(batch, seed)
+        sets, targets = super().sample(batch, seed)
+        return sets, targets + targets * 0
 
 
 @pytest.mark.parametrize(
@@ -319,12 +320,16 @@ def test_graphs_are_few_and_make_room(cupy, monkeypatch):
     step = fastperm.kernels.cuda.deep_set_step
 
     def too_large(x, *rest, **how):
+        sizes.append(len(x))
         if len(x) > 3 * SIZE:
             raise MemoryError("too large")
         return step(x, *rest, **how)
 
+    sizes = []
     monkeypatch.setattr(fastperm.kernels.cuda, "deep_set_step", too_large)
-    assert seen(0) == []
+    # The graphs make room, and the batch is tried as a whole once more; then it is taken in halves.
+    assert seen(0) == [False]
+    assert sizes[:3] == [len(own[0][0].values)] * 2 + [SIZE - 2]
 
 
 @pytest.mark.parametrize("change", ["parameters", "moments", "beta1", "precision", "optimizer"])
@@ -363,7 +368,7 @@ def test_the_task_goes_where_the_network_is(cupy):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (ON_CHIP, "one CUDA graph for a batch that lies where one lay before"),
+        (ON_CHIP, "CUDA graphs, for a batch that lies on the GPU where one lay before"),
         ({"most": 32 * SIZE - 1}, f"one by one: activations of {32 * SIZE} numbers, more than {32 * SIZE - 1}"),
         ({"invariance": "bitwise"}, "one by one: CuPy sorts the elements"),
         ({"symmetry": "circle", "orders": 0}, "one by one: CuPy leaves out the angles"),
@@ -376,6 +381,113 @@ def test_explain_says_how_steps_are_launched(cuda, monkeypatch, settings, said):
     net = fastperm.DeepSet(**{"in_features": 2, "width": 8, "depth": 2, "out_features": 2} | settings, backend="cuda")
     found = str(fastperm.explain(net, np.zeros((2, SIZE, 2))))
     assert found.endswith(f"\n  training steps: {said}")
+
+
+def test_a_task_of_ones_own_stays_on_the_host(cupy):
+    task = OwnSample(**TASK | {"backend": "auto"})
+    assert task.beside("cuda") is task
+    assert task.to("cuda").beside("cuda").backend == "cuda"
+    fastperm.train(network(), task, steps=2, batch=3, progress=False, validate=None)
+
+
+def test_other_threads_are_not_recorded(cupy):
+    from concurrent.futures import ThreadPoolExecutor
+
+    bystander, optimizer = network(), fastperm.Adam()
+    ((sets, targets),) = batches(cupy, 1)
+
+    def work():
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(compiling.put, lambda: None).result()
+        compiling.put(lambda: None)
+
+    with compiling.recorded() as found, compiling.recorded() as inner:
+        work()
+    assert (len(found), len(inner)) == (0, 1)
+    fastperm.train_step(bystander, sets, targets, optimizer)
+    assert (len(found), len(inner)) == (0, 1)
+
+
+def test_a_batch_that_is_refused_is_not_remembered(cupy, monkeypatch):
+    net, optimizer = network(), fastperm.Adam()
+    ((sets, targets),) = batches(cupy, 1)
+    fastperm.train_step(net, sets, targets, optimizer)
+    with monkeypatch.context() as patch:
+        patch.setattr("fastperm.network.check_device", lambda *_: pytest.fail("on another GPU"))
+        for _ in range(3):
+            with pytest.raises(pytest.fail.Exception):
+                fastperm.train_step(net, sets, targets, optimizer)
+    assert not net._recorded
+    fastperm.train_step(net, sets, targets, optimizer)
+    assert len(net._recorded) == 1
+
+
+@pytest.mark.parametrize("rate", [-1, np.nan])
+def test_a_learning_rate_that_is_none(cupy, rate):
+    net, optimizer = network(), fastperm.Adam()
+    ((sets, targets),) = batches(cupy, 1)
+    for _ in range(4):
+        fastperm.train_step(net, sets, targets, optimizer)
+        with pytest.raises(ValueError, match="learning_rate must be"):
+            fastperm.train_step(net, sets, targets, optimizer, learning_rate=rate)
+
+
+def test_an_interruption_before_the_loss_was_asked_for(cupy, monkeypatch):
+    net, optimizer = network(), fastperm.Adam()
+    ((sets, targets),) = batches(cupy, 1)
+    for _ in range(4):
+        fastperm.train_step(net, sets, targets, optimizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "_known_losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                fastperm.train_step(net, sets, targets, optimizer)
+    assert np.isfinite(fastperm.train_step(net, sets, targets, optimizer))
+    assert optimizer.steps == 7
+
+
+def test_memory_that_ends_later(cupy, monkeypatch):
+    work = Steps(network(), fastperm.PowerSpectrum(**TASK), optimizer := fastperm.Adam(), 3)
+    for _ in range(3):
+        work.take(np.random.default_rng(0))
+
+    def fail(self):
+        raise MemoryError("CUBLAS_STATUS_ALLOC_FAILED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs.Graph, "launch", fail)
+        with pytest.raises(MemoryError):
+            work.take(np.random.default_rng(0))
+        assert len(work.losses()) == optimizer.steps == 3
+        work.take(np.random.default_rng(0))  # nothing is waiting now: one by one
+    assert len(work.losses()) == 1
+    assert (optimizer.steps, work.capacity) == (4, 1)
+
+
+@pytest.mark.parametrize("change", ["beta1", "state"])
+def test_an_optimizer_that_is_changed_by_a_report(cupy, one_by_one, change):
+    def run():
+        net, optimizer = network(), fastperm.Adam(1e-2)
+        state = []
+
+        def report(step, errors):
+            state.append(optimizer.state())
+            if change == "beta1":
+                optimizer.beta1 = 0.5
+            else:
+                optimizer.load_state(state[0])
+
+        task = fastperm.PowerSpectrum(**TASK)
+        history = fastperm.train(
+            *(net, task), steps=6, batch=3, every=2, optimizer=optimizer, report=report, progress=False, validate=2
+        )
+        return on_host(net.parameters.flat), history["loss"]
+
+    found = run()
+    one_by_one()
+    wanted = run()
+    np.testing.assert_array_equal(found[0], wanted[0])
+    assert found[1] == wanted[1]
 
 
 def test_what_lies_on_the_gpu_stays_there(cupy, monkeypatch):

@@ -80,8 +80,14 @@ class Work(NamedTuple):
         self.function(*self.arguments, **self.settings)
 
 
-# Where work is remembered, the innermost last; none is, as a rule.
-_records: list[list[Work]] = []
+class _Records(threading.local):
+    """Where the work of this thread is remembered, the innermost last; nowhere, as a rule."""
+
+    def __init__(self):
+        self.lists: list[list[Work]] = []
+
+
+_records = _Records()
 
 
 class Kernel:
@@ -122,9 +128,9 @@ class Kernel:
         """
         if blocks == 0:
             return
-        if _records:
+        if _records.lists:
             settings = {"shared": shared, "cluster": cluster}
-            _records[-1].append(Work(self, (blocks, *arguments), settings, True))
+            _records.lists[-1].append(Work(self, (blocks, *arguments), settings, True))
         values = tuple([take(argument) for take, argument in zip(self._takes, arguments, strict=True)])
         if SIMULATED:
             flat = map(_simulated_argument, self.parameters, values)
@@ -195,19 +201,19 @@ def device(function):
 
 @contextlib.contextmanager
 def recorded():
-    """Give a list that gets all `Work` of this backend that is put on streams meanwhile."""
+    """Give a list that gets all `Work` of this backend that this thread puts on streams meanwhile."""
     found: list[Work] = []
-    _records.append(found)
+    _records.lists.append(found)
     try:
         yield found
     finally:
-        _records.remove(found)
+        _records.lists.pop()
 
 
 def put(function, *arguments):
     """Call a function that puts work on the current stream that is no launch of a kernel of ours."""
-    if _records:
-        _records[-1].append(Work(function, arguments, {}, False))
+    if _records.lists:
+        _records.lists[-1].append(Work(function, arguments, {}, False))
     function(*arguments)
 
 

@@ -14,10 +14,9 @@ def copied(
     *,
     start=0,  # the element of x that comes first
     negated=False,
-    out=None,  # where it goes
 ):
     """Return a copy that takes the elements of x in another order."""
-    out = xp().empty(shape, np.float32) if out is None else out
+    out = xp().empty(shape, np.float32)
     missing = 3 - len(shape)
     layout = ((1,) * missing + tuple(shape))[1:] + (0,) * missing + tuple(strides)
     _copied(-(-out.size // THREADS), x, start, *layout, -1.0 if negated else 1.0, out.size, out)

@@ -96,9 +96,10 @@ def partial_sums(
     rows,  # T
     n_sets,  # S
     columns,  # K
+    dtype=np.float32,
 ):
     """Return where the first pass over so many rows writes: (G + S − 1, K), G = ⌈T / PARTIAL_ROWS⌉."""
-    return xp().empty((-(-rows // PARTIAL_ROWS) + n_sets - 1, columns), np.float32)
+    return xp().empty((-(-rows // PARTIAL_ROWS) + n_sets - 1, columns), dtype)
 
 
 def pool_partials(

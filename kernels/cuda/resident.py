@@ -77,7 +77,7 @@ def layout_for(
     if layout is None:
         return f"a width of {max(widths)} is more than {layouts[-1].width}"
     mean, longest = sizes(offsets)
-    for cluster in possible or (1,):
+    for cluster in possible if possible and layout.divisible else (1,):
         layout = layout._replace(cluster=cluster)
         needed = layout.shared_bytes(longest)
         least = LEAST_ELEMENTS * (LEAST_FACTOR if layout.wide else 1) * cluster
@@ -673,5 +673,6 @@ KERNELS_OF = {
     layout.name: (_make(layout, False), _make(layout, True))
     for layouts in (LAYOUTS, *TENSOR_LAYOUTS.values())
     for own in layouts
-    for layout in ((own,) if own.wide else (own, own._replace(cluster=2)))  # or more, by the same kernels
+    # A cluster of 2 stands for larger ones, which have the same kernels.
+    for layout in ((own, own._replace(cluster=2)) if own.divisible and not own.wide else (own,))
 }

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
 from fastperm.kernels.cuda.offsets import on_device
-from fastperm.kernels.cuda.pooling import PARTIAL_ROWS, THREADS, sets_of_rows
+from fastperm.kernels.cuda.pooling import PARTIAL_ROWS, THREADS, partial_sums, sets_of_rows
 from fastperm.kernels.reference.root_mean_square import LEAST_SQUARE
 
 # A power of two.
@@ -66,7 +66,7 @@ def root_mean_square_backward(
 def _partials(a, b, weights, sets, n_sets, values, *, weigh):
     """Do the first pass over the last columns of a and b, and return its sums."""
     rows = len(a)
-    partials = xp().empty((-(-rows // PARTIAL_ROWS) + n_sets - 1, 2), np.float64)
+    partials = partial_sums(rows, n_sets, 2, np.float64)
     sizes = (values, a.shape[1], b.shape[1], rows)
     _scale_partials(-(-rows // THREADS), a, b, weights, sets, weights is not None, weigh, *sizes, partials)
     return partials

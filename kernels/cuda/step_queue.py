@@ -32,6 +32,11 @@ class StepQueue:
         Steps that may wait for `losses`.
     lent : sequence of arrays
         What the work takes that is not the queue's to keep: it is in the same place at every step.
+
+    Attributes
+    ----------
+    waiting : int
+        Steps whose losses are not known.
     """
 
     def __init__(self, work, gradients, capacity=1, lent=()):
@@ -39,12 +44,12 @@ class StepQueue:
         self._history = xp().zeros(capacity, np.float64)
         self._gradients, self._work, self._lent = gradients, work, lent
         self._graph: Any = None
-        self._waiting = 0
+        self.waiting = 0
 
     def step(self, rate, key=0):
         """Queue a step, at this rate of Adam and with this key, which is below 2⁶³."""
-        size, place = self._gradients.size, self._waiting - 1
-        before = self._graph.result if self._waiting else None
+        size, place = self._gradients.size, self.waiting - 1
+        before = self._graph.result if self.waiting else None
         arrays = (self._keys, self._rates, self._history, self._gradients)
         _begin_step(-(-size // THREADS), key, rate, place, before, size, *arrays)
         if self._graph is None:
@@ -52,14 +57,23 @@ class StepQueue:
             self._work = self._lent = None
         else:
             self._graph.launch()
-        self._waiting += 1
+        self.waiting += 1
+
+    @property
+    def recorded(self):
+        """Whether there has been a step."""
+        return self._graph is not None
+
+    def forget(self):
+        """Forget steps whose losses nobody has asked for, as after an interruption."""
+        self.waiting = 0
 
     def losses(self):
         """Wait for all steps and return their losses, of which those after one that is not finite mean nothing."""
-        if not self._waiting:
+        if not self.waiting:
             return []
-        earlier = on_host(self._history[: self._waiting - 1]) if self._waiting > 1 else ()
-        self._waiting = 0
+        earlier = on_host(self._history[: self.waiting - 1]) if self.waiting > 1 else ()
+        self.waiting = 0
         return [*map(float, earlier), float(self._graph.result)]
 
 

@@ -100,6 +100,11 @@ class Layout(NamedTuple):
     cluster: int = 1  # blocks that share a set
 
     @property
+    def divisible(self):
+        """Whether there are kernels for clusters: not for narrow layers on tensor cores, until it is known to pay."""
+        return self.wide or self.precision == "float32"
+
+    @property
     def clustered(self):
         """Whether its kernels are those for clusters, be it of one block."""
         return self.wide or self.cluster > 1
