@@ -82,7 +82,7 @@ class Steps:
     """Training steps on batches of a task.
 
     They are `train_step` each; or, where a GPU draws the batches and the kernels of a step are all ours, queued there
-    as one CUDA graph, so that the host need not wait for a loss before it begins the next step.
+    as CUDA graphs, so that the host need not wait for a loss before it begins the next step.
 
     Parameters
     ----------

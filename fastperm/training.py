@@ -101,7 +101,7 @@ def train(
     -------
     dict of str to list
         ``step``, ``loss`` (of the batch, before the step), ``validation_loss`` (after it; NaN where not measured) and
-        ``seconds`` (time trained when the loss was known: a GPU that draws its own batches is asked ten times a
+        ``seconds`` (time trained when the loss was known: a GPU that draws its own batches is asked about ten times a
         second).
 
     Raises
