@@ -23,7 +23,7 @@ CASES = (
     {"k_max": 1000, "k_fin": 16, "set_size": 128},
     {"k_max": 4, "k_fin": 4, "set_size": 512, "noise": 0.1},
 )
-SETS, QUICK_SETS, SEED = 1024, 4, 0
+SETS, QUICK_SETS, SEED = 1024, 2, 0
 BOUNDS = (0.5, 0.9)
 # What it costs to assume another k_max than that of the functions.
 WRONG = {"k_max": 64, "k_fin": 4, "set_size": 128}

@@ -105,6 +105,24 @@ def test_a_change_in_any_source_file_is_noticed(monkeypatch, tmp_path):
         compiling._source_stamp.cache_clear()
 
 
+def test_a_subroutine_is_compiled_once_for_all_numbers_and_not_for_python(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTPERM_CACHE_DIR", str(tmp_path))
+
+    @compiling.subroutine
+    def add(a, b):
+        return a + b
+
+    @compiling.jit
+    def add_three(x):
+        return add(add(x, 1), b=2)
+
+    for _ in range(2):  # before it is compiled, and after
+        with pytest.raises(TypeError, match="add is a subroutine of compiled code, which Python cannot call"):
+            add(1, 2)
+        assert add_three(4) == 7
+        assert len(add.overloads) == 1
+
+
 def test_the_folder_is_the_users_cache(monkeypatch):
     monkeypatch.delenv("FASTPERM_CACHE_DIR", raising=False)
     assert "fastperm" in compiling.cache_folder().parts

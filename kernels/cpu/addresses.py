@@ -10,7 +10,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import subroutine
 
 
 @intrinsic
@@ -81,7 +81,7 @@ def fetch_and_add(typingctx, counter):
     return types.int64(counter), codegen
 
 
-@jit
+@subroutine
 def matrix_at(array, start, rows, columns):
     """Return the part of a flat array that begins at ``start`` as a matrix; it is borrowed, see `borrowed`."""
     return carray(address_of(array, start), (rows, columns))

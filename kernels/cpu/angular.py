@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import jit, subroutine
 from fastperm.kernels.cpu.dense import rows_forward
 from fastperm.kernels.cpu.equivariant import BLOCK, FLOORS, mask, mean_scales
 from fastperm.kernels.cpu.pooling import (
@@ -182,7 +182,7 @@ def _turned_filters(A, B):
     return np.ascontiguousarray(A.swapaxes(1, 2)), np.ascontiguousarray(-B.swapaxes(1, 2))
 
 
-@jit
+@subroutine
 def _cos_sin(angles, cosine, sine):
     """Write cosine and sine, float64, in a loop that takes several angles at a time."""
     largest = 0.0
@@ -205,7 +205,7 @@ def _cos_sin(angles, cosine, sine):
         sine[i] = (c if odd else s) * (-1 if turn >= 2 else 1)
 
 
-@jit
+@subroutine
 def harmonics(angles, orders, stride, out):
     """Write the columns of E as rows of ``out``, which is flat, ``stride`` apart."""
     n = angles.size
@@ -268,7 +268,7 @@ def filter_set(Z, A, B, Q):
                 sine[j] += d * a[j] + c * b[j]
 
 
-@jit
+@subroutine
 def add_filter_gradients(Z, dQ, dA, dB):
     """Add what dQ (2M, K_out) of one set sends to the filters."""
     M, K_in, K_out = dA.shape
@@ -316,7 +316,7 @@ def add_rows(first, last, tiles, x, E, stack, c, floor, y):
         product(tiles, beside[: stop - start], stack, c, one, y[start:stop], floor, nowhere, one)
 
 
-@jit
+@subroutine
 def side_by_side(a, a_weights, b, b_weights, first, last, out):
     """Write the rows of a and b, times their weights (or 1, for a single weight), side by side."""
     K = a.shape[1]

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import jit, subroutine
 from fastperm.kernels.cpu.equivariant import longest_set
 from fastperm.kernels.cpu.pooling import weights_or_empty
 from fastperm.kernels.cpu.workers import chunk_bounds, next_chunk, share
@@ -56,7 +56,7 @@ def _sort_sets(counter, chunks, offsets, x, weights, order, sorted_x, sorted_wei
         chunk, first_set, last_set = next_chunk(counter, chunks)
 
 
-@jit
+@subroutine
 def _sort_set(x, w, keys, numbers, tied, counts):
     """Write the order of x (n, K), then w, to the first of ``numbers``; the rest is workspace."""
     n, K = x.shape
@@ -84,7 +84,7 @@ def _sort_set(x, w, keys, numbers, tied, counts):
             return
 
 
-@jit
+@subroutine
 def _sort_run(keys, numbers, counts):
     """Sort the first rows of ``keys``, which are integers, and of ``numbers`` along with them; ties stay in order."""
     n = keys.shape[1]
@@ -123,7 +123,7 @@ def _sort_run(keys, numbers, counts):
         keys[0], numbers[0] = keys[1], numbers[1]
 
 
-@jit
+@subroutine
 def _digit(key, d, digits):
     """Return byte d of an integer, counted from the lowest, such that negative ones come first."""
     # Unsigned: Numba lets a signed index count from the end, and asks each time.

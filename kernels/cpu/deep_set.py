@@ -19,7 +19,7 @@ import numpy as np
 
 from fastperm.kernels.cpu.addresses import borrowed, hold, matrix_at
 from fastperm.kernels.cpu.angular import angular_backward, angular_basis, angular_forward
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import jit, subroutine
 from fastperm.kernels.cpu.deep_set_stream import large_set_forward
 from fastperm.kernels.cpu.dense import dense_backward, dense_forward
 from fastperm.kernels.cpu.equivariant import (
@@ -143,7 +143,7 @@ def _alone(s, x, offsets, weights, results, pool):
     return x[rows], offsets[s : s + 2] - offsets[s], None if weights is None else weights[rows], results[own]
 
 
-@jit
+@subroutine
 def _layer_starts(widths, orders):
     """Return where each layer's parameters, and then the head's, begin in the flat array."""
     depth = widths.size - 2
@@ -153,7 +153,7 @@ def _layer_starts(widths, orders):
     return starts
 
 
-@jit
+@subroutine
 def _layer(parameters, start, K_in, K_out):
     """Return W_self, W_pool and b of the layer that begins at ``start``, borrowed."""
     b = start + 2 * K_in * K_out
@@ -164,7 +164,7 @@ def _layer(parameters, start, K_in, K_out):
     )
 
 
-@jit
+@subroutine
 def _head(parameters, start, K_in, K_out):
     """Return W and b of the head, borrowed."""
     b = start + K_in * K_out
@@ -209,7 +209,7 @@ def _transposed(parameters, widths, orders):
     return out
 
 
-@jit
+@subroutine
 def _transpose(W, sign, W_T):
     # As in `copy_numbers`.
     for i in range(W.shape[0]):
@@ -242,7 +242,7 @@ class Space(NamedTuple):
     circle: Any  # `Circle`
 
 
-@jit
+@subroutine
 def _space(widths, longest, backward, aggregate, pool, orders, weighted, like):
     depth, widest, below = widths.size - 2, widths.max(), 2 * orders
     stride, blocks = row_stride(longest, like), blocks_of(longest, like)
@@ -275,19 +275,19 @@ def _space(widths, longest, backward, aggregate, pool, orders, weighted, like):
     )
 
 
-@jit
+@subroutine
 def _lists(space, i, blocks):
     """Return, block by block, which features of h_i are not zero, and how many."""
     return space.listed[i], space.counts[i, :blocks]
 
 
-@jit
+@subroutine
 def _features(space):
     """Return h_0."""
     return space.x[space.stride :] if space.circle.rows > 0 else space.x
 
 
-@jit
+@subroutine
 def _copy_set(x, weights, first, last, widths, pool, space):
     """Copy the set of the rows from ``first`` to ``last`` to its space, and return its total weight."""
     n = last - first
@@ -300,7 +300,7 @@ def _copy_set(x, weights, first, last, widths, pool, space):
     return total_weight(w, 0, n)
 
 
-@jit
+@subroutine
 def _set_forward(lane_tiles, n, weight, weighted, network, space):
     """Take the set in ``space`` forward and return h_D, which lies in ``space.hidden``."""
     parameters, starts, packed, widths, aggregate, pool = network
@@ -339,7 +339,7 @@ def _set_forward(lane_tiles, n, weight, weighted, network, space):
     return below
 
 
-@jit
+@subroutine
 def _set_head(lane_tiles, h, n, network, space, y):
     """Write the prediction y (1, K_fin) from what h pools to, or (n, K_fin) from h without pooling."""
     parameters, starts, packed, widths, _, pool = network
@@ -359,7 +359,7 @@ def _set_head(lane_tiles, h, n, network, space, y):
             y[r, k] = space.y[k * stride + r]
 
 
-@jit
+@subroutine
 def _answer(y, s, first, last, pool):
     """Return the rows of y that belong to set s."""
     return y[first:last] if pool == NO_POOL else y[s : s + 1]
@@ -419,14 +419,14 @@ def _step(
     hold((own, starts, panels))
 
 
-@jit
+@subroutine
 def _own_panels(packed, orders):
     """Return the panels for one worker: those of angular layers get the Q of its set."""
     panels, places = packed
     return (panels.copy() if orders > 0 else panels), places
 
 
-@jit
+@subroutine
 def _longest(offsets, chunks):
     longest = 0
     for chunk in range(len(chunks)):
@@ -434,7 +434,7 @@ def _longest(offsets, chunks):
     return longest
 
 
-@jit
+@subroutine
 def _head_backward(lane_tiles, h, n, weight, dy, network, transposed, space, gradients):
     """Replace h_D by its gradient, masked, and write its sums to ``space.totals``; add that of the head."""
     parameters, starts, _, widths, _, pool = network
@@ -464,7 +464,7 @@ def _head_backward(lane_tiles, h, n, weight, dy, network, transposed, space, gra
     _units_backward(lane_tiles, g, n, W, above, own, h, p, dp, how, weight, space)
 
 
-@jit
+@subroutine
 def _layers_backward(lane_tiles, n, weight, network, transposed, space, gradients):
     """Take the gradient of h_D in ``space.hidden``, with its sums in ``space.totals``, back through the layers.
 
@@ -503,7 +503,7 @@ def _layers_backward(lane_tiles, n, weight, network, transposed, space, gradient
             _units_backward(lane_tiles, g, n, W_self, (listed, steps), own, below, m, dm, aggregate, weight, space)
 
 
-@jit
+@subroutine
 def _units_backward(lane_tiles, g, n, W, above, own, h, p, dp, pool, weight, space):
     """Replace h by its gradient, masked, and write its sums to ``space.totals``: W g, and its share of dp.
 

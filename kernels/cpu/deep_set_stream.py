@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from fastperm.kernels.cpu.angular import add_harmonics, angular_filter, basis_rows, side_by_side
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import jit, subroutine
 from fastperm.kernels.cpu.dense import dense_forward
 from fastperm.kernels.cpu.pooling import MAX, SUM, pool_set, total_weight, weights_or_empty
 from fastperm.kernels.cpu.product import ROW_BLOCK, product, tiles
@@ -156,7 +156,7 @@ def _layers_as_arrays(first, parameters, widths, c, orders):
     return stacks, np.array(widths[first : len(c) + 1]), starts, 2 * orders, rows
 
 
-@jit
+@subroutine
 def _inputs(x, h, layer, start, stop, E, angles, features):
     """Return these rows of h, which is x for layer 0, without its angles; E (n, 2M) gets their harmonics.
 
@@ -175,7 +175,7 @@ def _inputs(x, h, layer, start, stop, E, angles, features):
     return features[: stop - start]
 
 
-@jit
+@subroutine
 def _hidden(tiles, x, E, matrices, widths, c, buffers, beside, keep, w, totals):
     """Return x (n, K) after these layers, and write its sums weighted by w to totals.
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import jit, subroutine
 from fastperm.kernels.cpu.dense import rows_forward
 from fastperm.kernels.cpu.pooling import (
     CODES,
@@ -116,7 +116,7 @@ def _large_set_backward(
     run([task(_piece_inputs, *ends, *inputs, dx) for ends in pairwise(bounds)])
 
 
-@jit
+@subroutine
 def set_forward(tiles, x, m, W_self, W_pool, b, floor, w, c, y, totals):
     """Compute y (n, K_out) of one set from x (n, K_in) and its pooled m (K_in,), and add Σ w_n y_n to totals (K_out,).
 
@@ -126,7 +126,7 @@ def set_forward(tiles, x, m, W_self, W_pool, b, floor, w, c, y, totals):
     product(tiles, x, W_self, c, np.ones(1, x.dtype), y, floor, totals, w)
 
 
-@jit
+@subroutine
 def set_parameter_gradients(tiles, g, G, x, m, dW_self, dW_pool, db):
     """Add what one set sends to the parameters: g (n, K_out), its sum G (K_out,), x (n, K_in), m (K_in,)."""
     for k in range(G.size):
@@ -135,7 +135,7 @@ def set_parameter_gradients(tiles, g, G, x, m, dW_self, dW_pool, db):
     product_accumulate(tiles, x, g, dW_self)
 
 
-@jit
+@subroutine
 def longest_set(offsets, first_set, last_set):
     """Return the number of elements of the longest of these sets."""
     longest = 0
@@ -144,7 +144,7 @@ def longest_set(offsets, first_set, last_set):
     return longest
 
 
-@jit
+@subroutine
 def mean_scales(weights, first, last, pool, scales):
     """Write what the gradient of a mean (w_n / W_s) or sum (w_n) gives every row; 0 for the maximum."""
     scale = 1 / total_weight(weights, first, last) if pool == MEAN else 1.0
@@ -152,7 +152,7 @@ def mean_scales(weights, first, last, pool, scales):
         scales[n] = 0 if pool == MAX else scale if weights.size == 0 else scale * weights[first + n]
 
 
-@jit
+@subroutine
 def mask(dy, y, first, last, relu, g):
     """Write the gradient of rows ``first`` to ``last`` before their activation to g (n, K_out)."""
     for n in range(last - first):

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import jit, subroutine
 from fastperm.kernels.cpu.workers import for_each_chunk
 
 BLOCK = 64  # points that advance together: one vector instruction then serves several of them
@@ -62,7 +62,7 @@ def _series_of_sets(first_set, last_set, x, offsets, coefficients, y):
                 y[start + i] = re[i] * cosine[i] - im[i] * sine[i]
 
 
-@jit
+@subroutine
 def _step(re, im, cosine, sine, c):
     """One step r·z + c, written so that each sum contracts to two fused multiply-adds."""
     return (c.real + re * cosine) - im * sine, (c.imag + re * sine) + im * cosine

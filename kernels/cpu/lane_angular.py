@@ -12,7 +12,7 @@ from numba import carray
 
 from fastperm.kernels.cpu.addresses import address_of, matrix_at
 from fastperm.kernels.cpu.angular import add_filter_gradients, filter_set, harmonics
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import subroutine
 from fastperm.kernels.cpu.lane_product import (
     blocks_of,
     copy_numbers,
@@ -44,7 +44,7 @@ class Circle(NamedTuple):
     count: Any  # (1,): how many
 
 
-@jit
+@subroutine
 def circle_of(widths, longest, backward, orders, weighted, like):
     """Return the space for sets of up to so many elements."""
     depth, widest, rows = widths.size - 2, widths.max(), 2 * orders
@@ -65,7 +65,7 @@ def circle_of(widths, longest, backward, orders, weighted, like):
     )
 
 
-@jit
+@subroutine
 def filters_at(parameters, end, K_in, K_out, orders):
     """Return A and B (M, K_in, K_out) of the layer whose parameters end at ``end``, borrowed."""
     size = orders * K_in * K_out
@@ -75,7 +75,7 @@ def filters_at(parameters, end, K_in, K_out, orders):
     )
 
 
-@jit
+@subroutine
 def turn_angles(angles, w, stride, circle):
     """Write E of the angles (n,), and w E."""
     n = angles.size
@@ -91,12 +91,12 @@ def turn_angles(angles, w, stride, circle):
     list_all(circle.rows, circle.listed, circle.counts[: blocks_of(n, angles)])
 
 
-@jit
+@subroutine
 def _weighted_rows(circle):
     return circle.weighted if circle.weighted.size > 0 else circle.E
 
 
-@jit
+@subroutine
 def list_harmonics(K, listed, counts, circle):
     """Add the rows of E, which lie below K features, to those that are listed; return how many there are then."""
     steps = circle.steps[: counts.size]
@@ -107,7 +107,7 @@ def list_harmonics(K, listed, counts, circle):
     return steps
 
 
-@jit
+@subroutine
 def _add_projection(tiles, E, h, K, stride, n, listed, counts, circle, out):
     """Add E hᵀ to ``out`` (2M, K): by blocks, or as one where it costs no more than the listed features do."""
     if counts.size <= MOST_TOGETHER:
@@ -120,7 +120,7 @@ def _add_projection(tiles, E, h, K, stride, n, listed, counts, circle, out):
     lanes_outer(tiles, E, h, stride, n, circle.listed, circle.counts[: counts.size], listed, counts, out)
 
 
-@jit
+@subroutine
 def _list_together(K, listed, counts, together):
     """List the features that are listed in some block, and return how many there are."""
     if counts.max() == K:
@@ -139,7 +139,7 @@ def _list_together(K, listed, counts, together):
     return count
 
 
-@jit
+@subroutine
 def filter_lanes(tiles, h, K_in, stride, n, divisor, A, B, layer, panels, listed, counts, circle):
     """Write Z of h, and Q of the set into the panels of its layer; put E below h."""
     rows, K_out = circle.rows, A.shape[2]
@@ -154,7 +154,7 @@ def filter_lanes(tiles, h, K_in, stride, n, divisor, A, B, layer, panels, listed
     copy_numbers(circle.E, h[K_in * stride :])
 
 
-@jit
+@subroutine
 def filters_backward(tiles, g, K_in, stride, n, layer, listed, counts, dA, dB, circle):
     """Add what a layer sends to its filters; dQ is left in ``circle.Q``."""
     rows, K_out = circle.rows, dA.shape[2]
@@ -164,7 +164,7 @@ def filters_backward(tiles, g, K_in, stride, n, layer, listed, counts, dA, dB, c
     add_filter_gradients(Z, dQ, dA, dB)
 
 
-@jit
+@subroutine
 def harmonics_backward(g, stride, divisor, W_self, A_T, B_T, circle):
     """Put w E below g, and return W_self (K_in, K_out) and dZᵀ / W side by side; A_T and B_T are Aᵀ and −Bᵀ."""
     rows, (K_in, K_out) = circle.rows, W_self.shape

@@ -5,7 +5,7 @@ x (K, n) is flat, its rows ``stride`` apart; w has whole vectors, with zeros beh
 
 import numpy as np
 
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import jit, subroutine
 from fastperm.kernels.cpu.lane_product import lanes_of, whole_vectors
 from fastperm.kernels.cpu.pooling import MAX, MEAN
 
@@ -20,7 +20,7 @@ def pool_lanes(x, K, stride, n, w, weight, totals, pool, p):
             p[k] = totals[k] / weight if pool == MEAN else totals[k]
 
 
-@jit
+@subroutine
 def _lane_maximum(x, K, stride, n, w, p):
     lanes, padded = lanes_of(x), whole_vectors(n, x)
     greatest = np.empty(lanes, x.dtype)

@@ -22,7 +22,7 @@ from numba import types
 from numba.extending import overload
 
 from fastperm.kernels.cpu.addresses import address_of, call_address
-from fastperm.kernels.cpu.compiling import c_function, jit
+from fastperm.kernels.cpu.compiling import c_function, jit, subroutine
 from fastperm.kernels.cpu.lane_tile import (
     FEATURES,
     FORWARD,
@@ -203,7 +203,7 @@ def block_bounds(b, blocks, n, like):
     return b * block, (b + 1) * block if b < blocks - 1 else n
 
 
-@jit
+@subroutine
 def copy_numbers(source, target):
     """Copy a flat array to the beginning of another."""
     # Not as an assignment of arrays: Numba would compile its error message, for three seconds.

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import jit, subroutine
 from fastperm.kernels.cpu.workers import large_sets, pieces, run, small_chunks, task
 
 MEAN, SUM, MAX = 0, 1, 2
@@ -94,7 +94,7 @@ def weights_or_empty(weights, dtype):
     return np.empty(0, dtype) if weights is None else weights
 
 
-@jit
+@subroutine
 def total_weight(weights, first, last):
     """Return W_s of the set that owns rows ``first`` to ``last``, in float64."""
     if weights.size == 0:
@@ -105,7 +105,7 @@ def total_weight(weights, first, last):
     return total
 
 
-@jit
+@subroutine
 def pool_set(x, weights, first, last, pool, p):
     """Pool rows ``first`` to ``last`` of x (T, K) into p (K,)."""
     K = x.shape[1]
@@ -135,7 +135,7 @@ def pool_set(x, weights, first, last, pool, p):
         p[k] = sums[k] * scale
 
 
-@jit
+@subroutine
 def add_ties_gradient(dp, x, p, weights, first, last, dx):
     """Add to dx what the maximum sends back: dp (K,), shared by the elements that attain p (K,), by their weights."""
     ties = np.zeros(p.size)

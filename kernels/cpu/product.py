@@ -29,7 +29,7 @@ import numpy as np
 from numba import types
 
 from fastperm.kernels.cpu.addresses import address_of, call_address
-from fastperm.kernels.cpu.compiling import c_function, jit
+from fastperm.kernels.cpu.compiling import c_function, jit, subroutine
 from fastperm.kernels.cpu.register_tile import ACCUMULATE, PLAIN, VECTOR_BYTES, WIDEST, tile_panel
 
 # Rows whose sums are taken in the working precision before they go to float64: a multiple of every tile's rows, and
@@ -118,7 +118,7 @@ def product(
             totals[j] += sums[j]
 
 
-@jit
+@subroutine
 def _list_nonzero(words, bits, listed):
     """List the columns of a matrix, given as 32-bit words, that are not zero in all rows; return how many there are."""
     n, width = listed.size, bits.size

@@ -7,7 +7,7 @@ no more than some microseconds for 512 elements.
 
 import numpy as np
 
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import jit, subroutine
 from fastperm.kernels.cpu.lane_product import whole_vectors
 
 SIDE = 8
@@ -18,7 +18,7 @@ EVERY = 8
 LEAST_ELEMENTS = 192
 
 
-@jit
+@subroutine
 def worth_sorting(widths, n):
     """Return whether some product of this network can leave out zeros in a set of n: it has a layer behind a ReLU."""
     return widths.size > 3 and n >= LEAST_ELEMENTS
@@ -51,7 +51,7 @@ def copy_to_lanes(x, w, stride, similar, lanes_x, lanes_w):
     lanes_w[n:padded] = 0
 
 
-@jit
+@subroutine
 def _find_places(x, places):
     """Write where each element of x (n, K) goes."""
     n, K = x.shape
@@ -75,7 +75,7 @@ def _find_places(x, places):
         ends[cell] += 1
 
 
-@jit
+@subroutine
 def _grid(x, k, cells):
     """Return where the cells of column k begin and how many there are to a unit, by what some elements span."""
     low, high = x[0, k], x[0, k]
@@ -84,7 +84,7 @@ def _grid(x, k, cells):
     return low, x.dtype.type(cells) / (high - low) if high > low else x.dtype.type(0)
 
 
-@jit
+@subroutine
 def _cell(value, low, scale, last):
     """Return the cell of a value; those beyond the grid, or not a number where the range overflows, go to its edges."""
     place = (value - low) * scale

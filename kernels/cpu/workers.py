@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from fastperm.kernels.cpu.addresses import fetch_and_add
-from fastperm.kernels.cpu.compiling import jit
+from fastperm.kernels.cpu.compiling import jit, subroutine
 
 CHUNKS = 16
 
@@ -139,7 +139,7 @@ def share(function, chunks, *arguments):
     run([partial(function, *shared)] * min(get_num_threads(), len(chunks)))
 
 
-@jit
+@subroutine
 def next_chunk(counter, chunks):
     """Return the number of a chunk that nobody has taken yet, or -1, and its first and last set."""
     i = fetch_and_add(counter)
