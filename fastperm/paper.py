@@ -17,7 +17,7 @@ from fastperm import estimation, sweeps
 from fastperm.checks import check_choice
 from fastperm.files import replacing
 from fastperm.power_spectrum import evaluate_series
-from fastperm.runs import Run, task_backend, versions
+from fastperm.runs import Run, versions
 
 FIGURES = (1, 2, 3, 4, 5)
 
@@ -262,7 +262,7 @@ def _estimates(network, cell, folder, backend):
     rows = []
     for test in cell["tests"]:
         config = {**trained.config(), "k_max": test["k_max"], "set_size": test["set_size"]}
-        task = fastperm.PowerSpectrum.from_config(config, backend=task_backend(backend))
+        task = fastperm.PowerSpectrum.from_config(config, backend=backend)
         truths, estimates = estimation.evaluate(net, task, sets=min(test["sets"], _DRAWN), seed=test["seed"])
         common = {"network": network, "seed": cell["settings"]["seed"], "test_k_max": test["k_max"]}
         rows += [

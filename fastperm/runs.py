@@ -152,7 +152,7 @@ class Run:
         ValueError
             If a file is damaged or the two do not belong together, or the backend does not have this precision.
         """
-        task = fastperm.PowerSpectrum.from_config(self.read()["task"], backend=task_backend(backend))
+        task = fastperm.PowerSpectrum.from_config(self.read()["task"], backend=backend)
         net = fastperm.load(self.model, backend)
         if precision != net.precision:
             net = net.to(net.backend, precision)
@@ -205,8 +205,3 @@ def _complete_training(training):
 
 
 _COMPLETE = {"task": _complete_task, "network": _complete_network, "training": _complete_training}
-
-
-def task_backend(backend):
-    """Return the backend that draws what a network on ``backend`` is asked about: always one of the host."""
-    return backend if backend in ("cpu", "reference") else "auto"

@@ -27,7 +27,7 @@ from fastperm import estimation, executors
 from fastperm.checks import check_choice, check_integer
 from fastperm.files import replacing
 from fastperm.network import PRECISIONS
-from fastperm.runs import Run, check_output, task_backend, versions
+from fastperm.runs import Run, check_output, versions
 from fastperm.threads import limited_threads
 from fastperm.training import SCHEDULES
 
@@ -344,7 +344,7 @@ def run_cell(folder, settings, tests, backend, threads, every):
     """
     run = Run(folder)
     with limited_threads(threads), np.errstate(all="ignore"):  # a loss that is not finite is reported with its step
-        task, seed = _task(settings, backends.resolve(backend, settings["dtype"])), settings["seed"]
+        task, seed = _task(settings, backend), settings["seed"]
         net = fastperm.DeepSet(
             task.in_features,
             out_features=task.out_features,
@@ -387,7 +387,7 @@ def run_cell(folder, settings, tests, backend, threads, every):
 
 
 def _test(net, settings, test):
-    task = _task({**settings, **_of(("k_max", "set_size"), test)}, task_backend(net.backend))
+    task = _task({**settings, **_of(("k_max", "set_size"), test)}, net.backend)
     evaluation = estimation.evaluate(net, task, sets=test["sets"], seed=test["seed"])
     overall, deviation = evaluation.overall
     prior = task.prior_mean_error()

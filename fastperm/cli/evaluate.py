@@ -82,7 +82,7 @@ def evaluate(
     import fastperm
     from fastperm import estimation
     from fastperm.files import replacing
-    from fastperm.runs import Run, task_backend
+    from fastperm.runs import Run
 
     opened = Run.open(run)
     with limited_threads(threads):
@@ -95,7 +95,7 @@ def evaluate(
         for highest, size in settings:
             with usage_errors():
                 task = fastperm.PowerSpectrum.from_config(
-                    {**trained.config(), "k_max": highest, "set_size": size}, backend=task_backend(backend)
+                    {**trained.config(), "k_max": highest, "set_size": size}, backend=backend
                 )
             results.append((task, estimation.compare(net, task, shown, sets=sets, seed=seed, progress=progress)))
     if csv_path == "-":

@@ -182,7 +182,6 @@ def _stored_options(stored):
 
 def _build(options):
     import fastperm
-    from fastperm.backend import resolve
     from fastperm.runs import check_output
 
     width, depth = options["width"], options["depth"]
@@ -191,9 +190,7 @@ def _build(options):
     with usage_errors():
         check_output(options["scale"], options["output"])
         task = fastperm.PowerSpectrum(
-            **{name: options[name] for name in _TASK},
-            dtype=options["dtype"],
-            backend=resolve(options["backend"], options["dtype"]),
+            **{name: options[name] for name in _TASK}, dtype=options["dtype"], backend=options["backend"]
         )
         net = fastperm.DeepSet(
             *(task.in_features, width, depth or len(width), task.out_features),
