@@ -442,9 +442,7 @@ class DeepSet:
             y = self._symmetries.shifted(y, scales, self.kernels) if self.pool is not None else self._as_given(y, order)
             return beside(y, given.values)
         except MemoryError as error:
-            again = self._make_room()
-            if not again:
-                self._check_halves(given, error)
+            again = self._made_room(given, error)
         # Not within `except`, where the error would keep what had been allocated.
         if again:
             return self._predict(given)
@@ -462,9 +460,7 @@ class DeepSet:
             gradients = self.gradients.flat
             return self.kernels.deep_set_step(*batch, *self._whole(), gradients=gradients, **self._settings())
         except MemoryError as error:
-            again = self._make_room()
-            if not again:
-                self._check_halves(given, error)
+            again = self._made_room(given, error)
         if again:
             return self._step(given, targets)
         loss, total = 0.0, self.kernels.xp.zeros_like(self.gradients.flat)
@@ -482,11 +478,13 @@ class DeepSet:
         self._recorded.clear()
         return found
 
-    def _check_halves(self, sets, error):
-        """Raise if a batch that does not fit in memory cannot be split."""
+    def _made_room(self, sets, error):
+        """Return whether a batch that did not fit in memory may now; raise if it may not, and cannot be split."""
+        if self._make_room():
+            return True
         if len(sets) > 1:
             _logger.info("%d sets do not fit in memory together (%s); each half is taken alone", len(sets), error)
-            return
+            return False
         raise MemoryError(
             f"a set of {sets.n_elements} elements does not fit in memory with layers of widths {self.widths} in "
             f"{self.dtype} on the backend {self.backend!r}; predict_stream needs no memory that grows with it ({error})"

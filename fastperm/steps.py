@@ -264,7 +264,7 @@ def _place(net, sets, targets, optimizer):
 
     None if steps on such a batch cannot be recorded, among others because something has to be checked or moved first.
     """
-    if net.backend != "cuda" or type(sets) is not Sets or type(optimizer).step is not Adam.step:
+    if type(sets) is not Sets or type(optimizer).step is not Adam.step:
         return None
     if why_one_by_one(net, sets.n_elements) is not None:
         return None

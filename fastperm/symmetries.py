@@ -58,8 +58,10 @@ class Symmetries(NamedTuple):
 
     def seen(self, sets, kernels):
         """Return the sets as the kernels should see them, and their scales (S,) or None."""
+        if self.scale is None and not self.ignores_angles:
+            return sets, None
         if self.scale is None:
-            values = kernels.xp.ascontiguousarray(sets.values[:, 1:]) if self.ignores_angles else sets.values
+            values = kernels.xp.ascontiguousarray(sets.values[:, 1:])
             return Sets._trusted(values, sets.offsets, sets.weights), None
         values = kernels.xp.empty((sets.n_elements, self.in_features - self.ignores_angles), sets.dtype)
         scales = kernels.xp.empty(len(sets), np.float64)
