@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
 import logging
 import os
 import re
@@ -32,6 +33,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 from numba.misc.appdirs import user_cache_dir
+
+from fastperm.kernels.cuda.analysis import live_map, rewriter
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
@@ -65,6 +68,8 @@ CLUSTERS, LEAST_OF_CLUSTERS = (1, 2, 4, 8), (9, 0)
 SIMULATED_CLUSTERS = (1,)
 
 KERNELS: dict[str, "Kernel"] = {}
+
+_analysis = threading.Lock()
 
 
 class Work(NamedTuple):
@@ -148,7 +153,7 @@ class Kernel:
 
     def compile(self, architecture):
         """Return PTX for an architecture, such as (9, 0), whose entry bears the name of the kernel."""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quick_analysis():
             warnings.simplefilter("ignore")  # advice about CUDA's own compiler
             ptx, _ = cuda.compile_ptx(self.function, self.signature, cc=architecture)
         return self.finished(ptx)
@@ -197,6 +202,23 @@ def device(function):
     if cuda is None:
         return function
     return cuda.jit(device=True)(function) if SIMULATED else cuda.jit(device=True, inline="always")(function)
+
+
+@contextlib.contextmanager
+def quick_analysis():
+    """Let Numba do our way meanwhile what ``analysis.py`` does, where it is known how Numba comes to it."""
+    ours = {
+        ("numba.cuda.core.analysis", "compute_live_map"): lambda _: live_map,
+        ("numba.cuda.core.ssa", "_run_block_rewrite"): rewriter,
+    }
+    with _analysis, contextlib.ExitStack() as stack:  # another thread would put ours back as Numba's
+        for (place, name), make in ours.items():
+            with contextlib.suppress(ImportError):  # they are not for others to change, and may move
+                module = importlib.import_module(place)
+                if (numbas := getattr(module, name, None)) is not None:
+                    stack.callback(setattr, module, name, numbas)
+                    setattr(module, name, make(numbas))
+        yield
 
 
 @contextlib.contextmanager
