@@ -332,6 +332,18 @@ def gpu_host(results):
     return f"{_table(header, rows)}\n\n{_closed(_machine(found) + '.', found)}"
 
 
+def _layers_on_cores(layers):
+    """Show what the products of a layer take with their finish, by our tile and by cuBLAS."""
+    header = (f"products of a layer, {layers[0]['elements']:,} elements", "cuBLAS and a pass", "our tile", "ratio")
+    lines = []
+    for of in layers:
+        for way, one in of["seconds"].items():
+            times = (f"{_milliseconds(one[name])} ms" for name in ("cublas", "ours"))
+            ratio = f"{_significant(one['cublas'] / one['ours'])} {TIMES}"
+            lines.append([f"{of['width']:,} wide, {of['precision']}, {way}", *times, ratio])
+    return _table(header, lines)
+
+
 def _gpu_run(found):
     parts = [f"**{found['gpu']['name']}**, {found['date'][:10]}. {_versions(found)}"]
     header, rows = ("part", "", "seconds"), found["parts"].items()
@@ -346,6 +358,8 @@ def _gpu_run(found):
             for way, one in rates["products"]["by_way"].items()
         ]
         parts.append(f"{text}\n\n{_table(header, lines)}")
+        if layers := rates.get("layers"):
+            parts.append(_layers_on_cores(layers))
     if errors := found.get("errors"):
         header = ("largest median error, float32", *(CONTENDERS_ON_GPU[name].label for name in errors[0]["errors"]))
         lines = [

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import results
 from blocks import gpu as table
+from gpu_worker import simulated
 
 ROOT = Path(__file__).parents[1]
 TOTAL_SECONDS = 465  # the last part has what the others leave
@@ -90,6 +91,9 @@ def measure_rates(options):
     print(f"copy {rates['copy']['best'] / 1e9:,.0f} GB/s, SGEMM {rates['sgemm']['best'] / 1e12:.1f} TFLOP/s")
     for way, of_way in rates["products"]["by_way"].items():
         print(f"{way}: cuBLAS {of_way['cublas'] / 1e12:.1f}, ours {of_way['ours'] / 1e12:.1f} TFLOP/s")
+    for of in rates["layers"]:
+        of_ways = (f"{way} {one['cublas'] / one['ours']:.2f}" for way, one in of["seconds"].items())
+        print(f"{of['width']} wide, {of['precision']}, cuBLAS against ours: {', '.join(of_ways)}")
 
 
 def measure_training(options):
@@ -230,7 +234,8 @@ def main():
     if options.dry_run:
         os.environ["NUMBA_ENABLE_CUDASIM"], os.environ["JAX_PLATFORMS"] = "1", "cpu"
     if options.part:
-        MEASURED[options.part](options)
+        with simulated():
+            MEASURED[options.part](options)
         return
     end = time.monotonic() + options.seconds
     name, driver = ("simulator", None) if options.dry_run else _gpu_name()

@@ -1,7 +1,8 @@
-"""The best rates of a GPU, and those of our tile beside cuBLAS; part of `gpu`.
+"""The best rates of a GPU, and those of our tiles beside cuBLAS; part of `gpu`.
 
-All products are in true float32. Times are those of events on the stream, over launches in a row; the best of several
-rows counts, as everywhere for bare rates.
+Bare products are in true float32. On tensor cores a product is timed with all that a layer does with it, by our tile in
+one launch and by cuBLAS and a pass that finishes it: that says from which width on the library pays. Times are those of
+events on the stream, over launches in a row; the best of several rows counts, as everywhere for bare rates.
 """
 
 import time
@@ -12,13 +13,17 @@ ROWS, ROW_SECONDS, MOST_LAUNCHES = 7, 0.05, 1000
 # Of the layers of a wide network: 256 sets of 512 elements, 512 features.
 PRODUCT = (131072, 512, 512)
 SQUARE, COPY_BYTES = 8192, 2**31
+LAYER_WIDTHS, SET_SIZE = (128, 512, 1024, 2048), 512
+LAYER_ROWS = 3  # of launches: there are many of them
 # Where the program is tried out.
 QUICK_PRODUCT, QUICK_SQUARE, QUICK_COPY_BYTES = (16, 4, 4), 64, 2**20
+QUICK_LAYER_WIDTHS, QUICK_ELEMENTS = (16,), 32
 
 
 def measure(*, quick=False):
     """Return copy in bytes/s, products in flop/s and ratios of our products to cuBLAS's of the same shape."""
     from fastperm.kernels import cuda
+    from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
 
     xp = cuda.xp
     shape = QUICK_PRODUCT if quick else PRODUCT
@@ -28,6 +33,11 @@ def measure(*, quick=False):
         "copy": {"best": _copy_rate(xp, size), "size_bytes": size, "counted": "bytes read and bytes written"},
         "sgemm": {"best": _square_rate(xp, n), "size": n},
         "products": {"shape": list(shape), "by_way": _product_rates(xp, *shape)},
+        "layers": [
+            _layer_seconds(xp, QUICK_ELEMENTS if quick else PRODUCT[0], width, precision)
+            for precision in TENSOR_CORES
+            for width in (QUICK_LAYER_WIDTHS if quick else LAYER_WIDTHS)
+        ],
     }
 
 
@@ -45,6 +55,7 @@ def _product_rates(xp, R, K, N):
     from fastperm.kernels.cuda import product as products
 
     # Our tile, though for this shape the network takes the library.
+    usual = products.LIBRARY, products.LIBRARY_TRANSPOSED
     products.LIBRARY = products.LIBRARY_TRANSPOSED = 1 << 62
     product, add_transposed_product = products.product, products.add_transposed_product
     x, W, g, y, dx, dW = _random(xp, (R, K), (K, N), (R, N), (R, N), (R, K), (K, N))
@@ -57,7 +68,31 @@ def _product_rates(xp, R, K, N):
     for way, functions in ways.items():
         library, ours = (2 * R * K * N / _least_seconds(function, xp) for function in functions)
         rates[way] = {"cublas": library, "ours": ours, "ratio": ours / library}
+    products.LIBRARY, products.LIBRARY_TRANSPOSED = usual
     return rates
+
+
+def _layer_seconds(xp, elements, width, precision):
+    """Return seconds of the products of a layer on tensor cores, as it needs them, by our tile and by cuBLAS."""
+    from fastperm.kernels.cuda import product as products
+    from fastperm.kernels.cuda.pooling import SUM
+
+    n_sets = max(elements // SET_SIZE, 1)
+    x, g, y, W, dW, c = _random(xp, *[(elements, width)] * 3, *[(width, width)] * 2, (n_sets, width))
+    sets = xp.arange(elements, dtype=np.int32) * n_sets // elements
+    pooled = {"c": c, "sets": sets, "code": SUM, "n_sets": n_sets, "precision": precision}
+    ways = {
+        "forward": lambda: products.product(x, W, y, relu=True, **pooled),
+        "dx": lambda: products.product(g, W, y, B_along_k=True, masked_by=x, **pooled),
+        "dW": lambda: products.add_transposed_product(x, g, dW, precision=precision),
+    }
+    usual, seconds = products.LIBRARY_ROUNDED, {way: {} for way in ways}
+    for name, from_ in (("cublas", 0), ("ours", 1 << 62)):
+        products.LIBRARY_ROUNDED = from_
+        for way, function in ways.items():
+            seconds[way][name] = _least_seconds(function, xp, LAYER_ROWS)
+    products.LIBRARY_ROUNDED = usual
+    return {"elements": elements, "width": width, "precision": precision, "seconds": seconds}
 
 
 def _random(xp, *shapes):
@@ -65,11 +100,11 @@ def _random(xp, *shapes):
     return [xp.asarray(generator.standard_normal(shape, dtype=np.float32)) for shape in shapes]
 
 
-def _least_seconds(function, xp):
-    """Return the least time of a launch."""
+def _least_seconds(function, xp, rows=ROWS):
+    """Return the least time of a launch, of so many rows of them."""
     function()
     count = max(1, min(MOST_LAUNCHES, int(ROW_SECONDS / max(_row_seconds(function, 1, xp), 1e-9))))
-    return min(_row_seconds(function, count, xp) / count for _ in range(ROWS))
+    return min(_row_seconds(function, count, xp) / count for _ in range(rows))
 
 
 def _row_seconds(function, count, xp):

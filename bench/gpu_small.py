@@ -18,6 +18,7 @@ from fastperm.kernels.cuda.strips import LAYOUTS, TENSOR_LAYOUTS
 # One element, a set that spans tiles, many in one; widths of all tiles and of the library, aligned for 128 bits or not.
 COUNTS = (1, 150, 3, 2, 40)
 NETWORKS = ((3, 33), (8, 130), (257, 260))
+ON_CORES = (36, 20)  # what the tiles of tensor cores take, layer by layer
 HOW = (("sum", "max"), ("max", "mean"), ("mean", None))  # layer by layer
 RESIDENT = ("mean", "sum")
 
@@ -52,6 +53,8 @@ def run():
                 if layout.divisible:
                     _clusters(layout._replace(cluster=2), generator)
     _train(NETWORKS[-1], HOW[0], generator, precision="bfloat16")
+    for precision in TENSOR_LAYOUTS:
+        _train(ON_CORES, HOW[0], generator, precision=precision)
     _train(NETWORKS[0], RESIDENT, generator, symmetry="circle", orders=3, scale="rms")
     x, offsets = generator.uniform(0, 6, 9), np.array([0, 3, 4, 9])
     coefficients = generator.standard_normal((3, 10)).view(np.complex128)

@@ -276,11 +276,11 @@ def test_networks_of_all_backends_are_tested_on_the_same_sets(cupy):
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_products_of_the_library(cupy, monkeypatch, precision):
-    from fastperm.kernels.cuda import pooling, product
+    from fastperm.kernels.cuda import library, pooling, product
 
     if compiling.SIMULATED:
         monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
-        monkeypatch.setattr(product, "SIMULATED", False)
+        monkeypatch.setattr(library, "SIMULATED", False)
     elif precision == "float32":
         monkeypatch.setattr(product, "LIBRARY", 64)
         monkeypatch.setattr(product, "LIBRARY_TRANSPOSED", 64)
@@ -311,15 +311,15 @@ def test_products_of_the_library(cupy, monkeypatch, precision):
 
 
 def test_a_library_without_memory_is_a_memory_error(cupy, monkeypatch):
-    from fastperm.kernels.cuda import product
+    from fastperm.kernels.cuda import library
 
     def fail(*_):
         raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
 
     if compiling.SIMULATED:
         monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
-        monkeypatch.setattr(product, "SIMULATED", False)
+        monkeypatch.setattr(library, "SIMULATED", False)
     monkeypatch.setattr(cupy.cuda.cublas, "gemmEx", fail)
     square = cupy.asarray(np.ones((16, 16), np.float32))
     with pytest.raises(MemoryError, match="ALLOC_FAILED"):
-        product.product(square, square, square, precision="bfloat16")
+        library.matmul(square, square, square, "bfloat16")

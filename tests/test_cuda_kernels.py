@@ -87,12 +87,19 @@ def test_equivariant_without_relu_and_without_gradient_of_the_input(cuda):
         assert error(array, other) <= TOLERANCE
 
 
+def as_many_partial_rows_as_on_a_gpu(monkeypatch):
+    from fastperm.kernels.cuda import pooling, product_finish
+
+    for module in (pooling, product_finish):
+        monkeypatch.setattr(module, "PARTIAL_ROWS", 32)
+
+
 @pytest.mark.skipif(not compiling.SIMULATED, reason="the other tests use these tiles on a GPU")
 def test_a_tile_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
     from fastperm.kernels.cuda import pooling, product
 
-    for module, name, value in ((product, "LIBRARY", 99), (product, "PARTIAL_ROWS", 32), (pooling, "PARTIAL_ROWS", 32)):
-        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(product, "LIBRARY", 99)
+    as_many_partial_rows_as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(compiling, "KERNELS", {})
     tile = product.Tile(16, 8, 2, 2, 16)
     assert (tile.threads, tile.rows, tile.columns) == (128, 128, 64)
@@ -796,9 +803,105 @@ def test_tensor_cores_multiply_ragged_sets(cuda, precision, strips, widths, coun
     assert float(found) == pytest.approx(loss, rel=TOLERANCE)
 
 
+def products_of_integers(counts, inner, columns):
+    """Hold all that a layer does with its product, on tensor cores, to what is exact: nothing here is rounded."""
+    from fastperm.kernels.cuda import pooling, product
+
+    generator, rows, n_sets = np.random.default_rng(SEED), sum(counts), len(counts)
+    xp, sets = compiling.xp(), np.repeat(np.arange(n_sets, dtype=np.int32), counts)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+
+    def integers(*shape):
+        return generator.integers(-2, 3, shape).astype(np.float32)
+
+    A, B, c, G = integers(rows, inner), integers(inner, columns), integers(n_sets, columns), integers(rows, columns)
+    weights, scales, start = np.abs(integers(rows)), integers(rows), integers(inner, columns)
+    dm = integers(n_sets, inner)
+    on = {name: xp.asarray(array) for name, array in locals().items() if isinstance(array, np.ndarray)}
+
+    def held_to(wanted, *, code=pooling.SUM, **settings):
+        out = xp.asarray(poisoned(wanted.shape, "float32"))
+        own = {**settings, "sets": on["sets"], "code": code, "n_sets": n_sets, "precision": precision}
+        partials = product.product(out=out, **own)
+        np.testing.assert_array_equal(on_host(out), wanted)
+        if code != product.NO_POOL:
+            weighted = wanted * (weights if settings.get("weights") is not None else np.ones(rows))[:, None]
+            sums = xp.asarray(poisoned((n_sets, wanted.shape[1]), "float32"))
+            pooling.finish(partials, on["offsets"], "sum", None, sums)
+            np.testing.assert_array_equal(on_host(sums), np.add.reduceat(weighted, offsets[:-1]))
+
+    for precision in ("tf32", "bfloat16"):
+        assert product.way_of(inner, columns, precision) == product.ON_CORES
+        layer = {"A": on["A"], "B": on["B"], "c": on["c"], "weights": on["weights"], "relu": True}
+        held_to(np.maximum(A @ B + c[sets], 0), **layer)
+        held_to(A @ B, A=on["A"], B=on["B"], code=product.NO_POOL)
+        back = {"A": on["G"], "B": on["B"], "B_along_k": True, "c": on["dm"], "scales": on["scales"]}
+        held_to(np.where(A > 0, G @ B.T + scales[:, None] * dm[sets], 0), **back, masked_by=on["A"])
+        total = xp.array(start)
+        product.add_transposed_product(on["A"], on["G"], total, precision=precision)
+        np.testing.assert_array_equal(on_host(total), start + A.T @ G)
+
+
+# Where the simulator's tile has 16 × 16 numbers, a GPU's has 128 × 128.
+@pytest.mark.parametrize(
+    ("counts", "inner", "columns"),
+    [((3,), 16, 16), ((30, 1, 18), 20, 36), ((1, 39), 36, 20)]
+    if compiling.SIMULATED
+    else [((3,), 16, 16), ((300, 1, 212), 20, 132), ((1, 4095), 132, 260), ((512,) * 40, 512, 64), ((7,), 1020, 128)],
+    ids=str,
+)
+def test_a_product_on_tensor_cores_finishes_as_a_layer_needs(cuda, counts, inner, columns):
+    products_of_integers(counts, inner, columns)
+
+
+@pytest.mark.skipif(not compiling.SIMULATED, reason="the other tests use this tile on a GPU")
+def test_a_tile_of_tensor_cores_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
+    from fastperm.kernels.cuda import product, product_on_cores
+
+    as_many_partial_rows_as_on_a_gpu(monkeypatch)
+    monkeypatch.setattr(compiling, "KERNELS", {})
+    monkeypatch.setattr(product, "LEAST_ROWS", 50)
+    tile = product_on_cores.Tile(2, 2, 4, 8, 16)
+    assert (tile.threads, tile.rows, tile.columns) == (128, 128, 128)
+    monkeypatch.setattr(product_on_cores, "TILE", tile)
+    monkeypatch.setattr(
+        product_on_cores,
+        "KERNELS_OF",
+        {
+            precision: {
+                along_k: product_on_cores.make(f"{name}_{precision}", tile, cores, *along_k)
+                for along_k, name in product_on_cores.WAYS.items()
+            }
+            for precision, cores in product_on_cores.TENSOR_CORES.items()
+        },
+    )
+    products_of_integers((75, 1, 24), 52, 36)
+
+
+@ON_TENSOR_CORES
+def test_factors_that_tensor_cores_cannot_fetch_are_left_to_the_library(cuda, precision, monkeypatch):
+    from fastperm.kernels.cuda import product
+
+    generator, xp = np.random.default_rng(SEED), compiling.xp()
+    A, B = generator.integers(-2, 3, (5, 16)).astype(np.float32), np.eye(16, dtype=np.float32)
+    flat = xp.asarray(np.append(np.float32(7), A))
+    assert product.way_of(16, 16, precision) == product.ON_CORES
+    for inner, columns in ((18, 16), (16, 17), (product.LIBRARY_ROUNDED, 5000)):
+        assert product.way_of(inner, columns, precision) == product.BY_LIBRARY
+    asked = []
+    matmul = product.matmul
+    monkeypatch.setattr(product, "matmul", lambda *one, **how: (asked.append(how), matmul(*one, **how)))
+    for unaligned in (False, True):
+        out = xp.asarray(poisoned((5, 16), "float32"))
+        factor = flat[1:].reshape(5, 16) if unaligned else xp.asarray(A)
+        product.product(factor, xp.asarray(B), out, precision=precision)
+        np.testing.assert_array_equal(on_host(out), A)
+        assert len(asked) == unaligned
+
+
 @pytest.mark.parametrize("start", [0, 1], ids=["aligned", "unaligned"])
 def test_numbers_are_rounded_to_the_nearest_bfloat16(cuda, start):
-    from fastperm.kernels.cuda.product import numbers_of_bf16, round_to_bf16
+    from fastperm.kernels.cuda.library import numbers_of_bf16, round_to_bf16
 
     some = np.random.default_rng(SEED).integers(0, 1 << 32, 200, dtype=np.uint32)  # of every size
     ties = np.array([0x3F808000, 0x3F818000, 0x8000, 0x18000], np.uint32)
@@ -884,7 +987,7 @@ def test_a_step_rounds_what_bfloat16_rounds(cuda, widths, counts, weighted, monk
     cuda.deep_set_step(*batch, targets, *how, gradients=gradients, precision="bfloat16")
     on_chip = isinstance(resident.layout_for(case.offsets, widths, "mean", "mean", "bfloat16"), strips.Layout)
     assert on_chip == (widths is not WIDER)
-    narrowest = 0 if on_chip else product.LIBRARY_ROUNDED
+    narrowest = 0 if on_chip else product.LEAST_ROUNDED
     for found, wanted in zip((y, gradients), step_in_bfloat16(case, targets, flat, widths, narrowest), strict=True):
         # Here and there float32 is on the other side of a tie: one factor of many is off by 2^-8.
         assert error(found, wanted) <= 5e-4

@@ -52,6 +52,7 @@ BUDGETS = {
     "product_turned_128x128": (128, 16896, 8, 8),
     "product_turned_128x32": (128, 21504, 0),
     "product_turned_128x64": (128, 12800, 8, 16),
+    **{f"product{how}_{cores}": (255, 0, 0) for how in ("", "_turned", "_transposed") for cores in ("tf32", "bf16")},
     "random_functions_f4": (40, 0, 40),
     "random_functions_f8": (40, 0, 40),
     "random_samples_f4": (76, 0, 40),
@@ -198,7 +199,25 @@ def test_the_budget_is_kept(name, architecture, assembled):
     assert found["registers"] * threads <= 65536  # of a multiprocessor
 
 
-@everywhere("product")
+@everywhere(r"product.*(tf32|bf16)")
+def test_products_on_tensor_cores_hold_all_sums_in_registers(name, architecture, assembled):
+    _, code, _ = assembled(name, architecture)
+    cores = CORES[name.rpartition("_")[2]]
+    labels = {found[1]: found.start() for found in re.finditer(r"^(\.L_x_\d+):", code, re.MULTILINE)}
+    branches = re.finditer(r"\bBRA\S* .*?(\.L_x_\d+)\)", code)
+    loop = max(
+        (code[labels[to[1]] : to.start()] for to in branches), key=lambda body: body.count(cores) / (1 + len(body))
+    )
+    # 16 steps of the 64 × 64 numbers of a warp, in pieces of 16 × 8 numbers and 8 or 16 steps.
+    assert loop.count(cores) == (64 if "1688" in cores else 32)
+    assert len(re.findall("LDGSTS", loop)) == 8  # factors come without a register
+    assert set(re.findall(r"\bHMMA[.\w]*", code)) == {cores}
+    assert not re.search(r"\b(LDL|STL)\b", code)  # no array in memory
+    for pattern in (r"STG\.E\S*\.128", r"LDS\.128"):  # of the finish
+        assert re.search(pattern, code), f"no {pattern} in {name}"
+
+
+@everywhere(r"product.*x\d+$")
 def test_products_are_made_of_wide_accesses_and_fused_multiply_adds(name, architecture, assembled):
     _, code, _ = assembled(name, architecture)
     for pattern in WIDE:

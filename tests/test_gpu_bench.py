@@ -43,7 +43,12 @@ def test_from_parts_to_a_table(tmp_path):
             assert contenders[OURS_ON_GPU]["ratio"]["median"] == 1
             assert case[task]["fastest_framework"]["name"] in contenders
     assert found["errors"][0]["errors"][OURS_ON_GPU]["prediction"] < 1e-6
+    assert {(layer["width"], layer["precision"]) for layer in found["rates"]["layers"]} == {
+        (16, "tf32"),
+        (16, "bfloat16"),
+    }
     table = blocks.gpu({found["benchmark"]: found})
+    assert "| 16 wide, bfloat16, dW | " in table
     assert table in ran.stdout
     assert "| 4 \N{MULTIPLICATION SIGN} 1 | " in table
     assert "| benchmark | passed | " in table

@@ -79,6 +79,10 @@ def test_cuda_says_what_is_rounded(precision, words, h100):
     assert name == "fused tiles"
     assert f": layer by layer, all sets in one launch; 2 to 130 columns: tiles of 128 {TIMES} 128, in float32, " in why
     assert why.endswith(f", 130 to 64 columns: NVIDIA's library, in {words}, 64 to 4 columns: tiles of 128 {TIMES} 32")
+    ((_, _, why),) = cuda.paths(np.array([0, 512]), (2, 512, 64, 1024, 1024, 4), "mean", "mean", precision=precision)
+    tiles = f"tiles of 128 {TIMES} 128 on tensor cores, in {words}"
+    assert f", 512 to 64 columns: {tiles}, 64 to 1024 columns: {tiles}, " in why
+    assert f"1024 to 1024 columns: NVIDIA's library, in {words}, " in why
     ((name, _, why),) = cuda.paths(np.array([0, 512]), (2, 128, 65, 4), "mean", "sum", precision=precision)
     assert name == "resident"
     assert why.startswith("a cluster of 2 blocks, each of ")

@@ -5,14 +5,15 @@
 | resident | all | `resident.layout_for` finds a layout: narrow layers, a mean or a sum, no circle, a set fits |
 | fused tiles | all | otherwise: a launch for the product of each layer, with tiles by the number of its columns |
 
-There, `product.by_library` says which products are NVIDIA's.
+There, `product.way_of` says what computes a product.
 """
 
 from itertools import pairwise
 
 import numpy as np
 
-from fastperm.kernels.cuda.product import by_library, suited
+from fastperm.kernels.cuda import product_on_cores
+from fastperm.kernels.cuda.product import BY_LIBRARY, ON_CORES, suited, way_of
 from fastperm.kernels.cuda.resident import layout_for
 from fastperm.kernels.cuda.strips import Layout
 
@@ -45,8 +46,11 @@ def paths(
 
 
 def _product(inner, columns, precision):
-    rounds = precision in IN_WORDS
-    if by_library(inner, columns, precision):
+    rounds, way = precision in IN_WORDS, way_of(inner, columns, precision)
+    if way == BY_LIBRARY:
         return f"NVIDIA's library{f', in {IN_WORDS[precision]}' if rounds else ''}"
-    tile, _ = suited(columns)
-    return f"tiles of {tile.rows} \N{MULTIPLICATION SIGN} {tile.columns}{', in float32' if rounds else ''}"
+    tile = product_on_cores.TILE if way == ON_CORES else suited(columns)[0]
+    tiles = f"tiles of {tile.rows} \N{MULTIPLICATION SIGN} {tile.columns}"
+    if way == ON_CORES:
+        return f"{tiles} on tensor cores, in {IN_WORDS[precision]}"
+    return f"{tiles}{', in float32' if rounds else ''}"

@@ -1,8 +1,9 @@
-"""The one matrix product: register tiles, with everything that goes with a layer in its start and its finish.
-
-Wide products are NVIDIA's (`by_library`), and `_finish_product` does then what the finish of a tile does.
+"""The one matrix product, with everything that goes with a layer in its start and its finish.
 
     out_n = finish(Σ_k A_nk B_k + scale_n c_s(n)),     finish: ReLU, or zero where a mask is not positive
+
+`way_of` says what computes it: the register tiles below, those of tensor cores (``product_on_cores.py``), or NVIDIA's
+library (``library.py``), after which a pass over memory does what the finish of a tile does (``product_finish.py``).
 
 A block computes a tile of out, in steps along k. Shared memory holds two steps: while
 the threads multiply one, the next is on its way from memory to their registers. Each thread holds 4 × 4 numbers of
@@ -19,21 +20,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, put, xp
+from fastperm.kernels.cuda import product_on_cores
+from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
+from fastperm.kernels.cuda.library import matmul
 from fastperm.kernels.cuda.pooling import (
     FINISH_COLUMNS,
     FINISH_SHARES,
     FINISH_THREADS,
-    PARTIAL_ROWS,
-    THREADS,
     partial_sums,
-    pool_rows,
-    pooled,
-    pooled_nothing,
 )
-from fastperm.kernels.cuda.vectors import aligned, load4, round_bf16, store1, store4
-
-NO_POOL = -1  # beside the codes of pooling.py
+from fastperm.kernels.cuda.product_finish import NO_POOL, finish_product, flags_of, part_finisher
+from fastperm.kernels.cuda.vectors import aligned, load4, store1, store4
 
 PAD = 4  # between steps in shared memory, against bank conflicts; keeps 16 bytes aligned
 
@@ -81,9 +78,10 @@ TILES = (
 # From so many columns and steps on, NVIDIA's library is faster, though its product is finished in a pass of its own;
 # for xᵀ g, which needs no finish, from so many rows and columns on.
 LIBRARY, LIBRARY_TRANSPOSED = (12, 12) if SIMULATED else (256, 128)
-LIBRARY_ROUNDED = 16  # its tensor cores, in TF32 and (not timed yet) bfloat16; narrower products stay in float32
-_ONE_AND_ZERO = np.array([1, 0], np.float32)
-ROUNDED = 8  # numbers that a thread rounds to bfloat16
+# On tensor cores, in TF32 and bfloat16, the products of so many columns and steps, and only of those whose rows are
+# aligned; wider ones are NVIDIA's, narrower ones stay in float32. Not timed yet: see docs/performance.md.
+LEAST_ROUNDED, LIBRARY_ROUNDED = (16, 40) if SIMULATED else (16, 1024)
+BY_LIBRARY, ON_CORES, BY_TILES = "library", "cores", "tiles"
 
 
 def product(
@@ -106,33 +104,25 @@ def product(
     rows, inner = A.shape
     columns = out.shape[1]
     partials = None if code == NO_POOL else partial_sums(rows, n_sets, columns)
-    flags = (
-        c is not None,
-        sets is not None,
-        scales is not None,
-        relu,
-        masked_by is not None,
-        weights is not None,
-        code,
-    )
-    if by_library(inner, columns, precision):
-        _matmul(A, B, out, precision, B_turned=B_along_k)
-        if any(flags[:-1]) or code != NO_POOL:
-            units = -(-rows // PARTIAL_ROWS) * columns
-            _finish_product(
-                -(-units // THREADS), c, sets, scales, masked_by, weights, *flags, rows, columns, out, partials
-            )
-        return partials
-    tile, kernels = suited(columns)
+    of_rows = (c, sets, scales, masked_by, weights)
+    flags = flags_of(*of_rows, relu, code)
     alignment = (
         *(aligned(A, inner), aligned(B, inner if B_along_k else columns)),
         all(aligned(array, columns) for array in (out, c, masked_by)),
     )
+    way = way_of(inner, columns, precision, is_aligned=all(alignment))
+    if way == BY_LIBRARY:
+        matmul(A, B, out, precision, B_turned=B_along_k)
+        if any(flags[:-1]) or code != NO_POOL:
+            finish_product(*of_rows, relu, code, out, partials)
+        return partials
+    factors, shape = (A, B, *of_rows, *flags), (rows, columns, inner, inner)
+    if way == ON_CORES:
+        product_on_cores.launch(precision, *factors, *shape, out, partials, A_along_k=True, B_along_k=B_along_k)
+        return partials
+    tile, kernels = suited(columns)
     blocks = -(-rows // tile.rows) * -(-columns // tile.columns)
-    shape = (rows, columns, inner, inner)
-    kernels["turned" if B_along_k else "plain"](
-        *(blocks, A, B, c, sets, scales, masked_by, weights, *flags, *alignment, *shape, out, partials)
-    )
+    kernels["turned" if B_along_k else "plain"](blocks, *factors, *alignment, *shape, out, partials)
     return partials
 
 
@@ -145,20 +135,24 @@ def add_transposed_product(
 ):
     inner, columns = g.shape
     rows = x.shape[1]
-    if min(rows, columns) >= (LIBRARY_TRANSPOSED if precision == "float32" else LIBRARY_ROUNDED):
-        _matmul(x, g, total, precision, A_turned=True, adds=True)
+    alignment = (aligned(x, rows), aligned(g, columns))
+    way = way_of(rows, columns, precision, is_aligned=all(alignment), library=LIBRARY_TRANSPOSED)
+    if way == BY_LIBRARY:
+        matmul(x, g, total, precision, A_turned=True, adds=True)
         return
-    tile, kernels = suited(columns)
+    own_tile, kernels = suited(columns)
+    tile = product_on_cores.TILE if way == ON_CORES else own_tile
     tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
     parts = max(1, min(BLOCKS // tiles, inner // LEAST_ROWS))
     inner_part = -(-inner // parts)
     parts = -(-inner // inner_part)
     out = xp().empty((parts, rows, columns), np.float32)
-    flags = (False, False, False, False, False, False, NO_POOL, aligned(x, rows), aligned(g, columns))
-    kernels["transposed"](
-        *(tiles * parts, x, g, None, None, None, None, None, *flags, aligned(out, columns)),
-        *(rows, columns, inner, inner_part, out, None),
-    )
+    nothing = (None,) * 5
+    factors, shape = (x, g, *nothing, *flags_of(*nothing, False, NO_POOL)), (rows, columns, inner, inner_part)
+    if way == ON_CORES:
+        product_on_cores.launch(precision, *factors, *shape, out, None, A_along_k=False, B_along_k=False, parts=parts)
+    else:
+        kernels["transposed"](tiles * parts, *factors, *alignment, aligned(out, columns), *shape, out, None)
     add_parts(out, total)
 
 
@@ -170,60 +164,18 @@ def add_parts(
     _add_parts(-(-size // FINISH_COLUMNS), parts, len(parts), size, total)
 
 
-def by_library(inner, columns, precision="float32"):
-    """Return whether NVIDIA's library computes a product."""
-    return min(inner, columns) >= (LIBRARY if precision == "float32" else LIBRARY_ROUNDED)
+def way_of(inner, columns, precision="float32", *, is_aligned=True, library=None):
+    """Return what computes a product: `BY_LIBRARY`, `ON_CORES` or `BY_TILES`.
 
-
-def _matmul(A, B, out, precision, *, A_turned=False, B_turned=False, adds=False):
-    """Write A B, or Aᵀ B or A Bᵀ, by NVIDIA's library, in the precision that was asked for; or add it to ``out``."""
-    factors = map(round_to_bf16, (A, B)) if precision == "bfloat16" else (A, B)
-    put(_gemm, *factors, A.shape, B.shape, out, precision, A_turned, B_turned, adds)
-
-
-def _gemm(A, B, A_shape, B_shape, out, precision, A_turned, B_turned, adds):
-    """Write, or add, the product of two matrices, of float32 or pairs of bfloat16, that lie row by row.
-
-    What the library calls a matrix lies column by column: our rows are its columns, so it is asked for outᵀ = Bᵀ Aᵀ.
+    ``library`` is from how many columns and steps on float32 is NVIDIA's; LIBRARY by default.
     """
-    if SIMULATED:
-        if precision == "bfloat16":
-            A, B = numbers_of_bf16(A, A_shape), numbers_of_bf16(B, B_shape)
-        found = xp().matmul(A.T if A_turned else A, B.T if B_turned else B)
-        out[:] = out + found if adds else found
-        return
-    from cupy.cuda import cublas, device, runtime
-
-    number = runtime.CUDA_R_16BF if precision == "bfloat16" else runtime.CUDA_R_32F
-    # Whatever CuPy is set to (CUPY_TF32).
-    compute_type = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if precision == "tf32" else cublas.CUBLAS_COMPUTE_32F
-    one, zero = (_ONE_AND_ZERO[i:].ctypes.data for i in range(2))
-    as_is = {False: cublas.CUBLAS_OP_N, True: cublas.CUBLAS_OP_T}
-    (rows, columns), inner = out.shape, A_shape[0] if A_turned else A_shape[1]
-    try:
-        cublas.gemmEx(
-            *(device.get_cublas_handle(), as_is[B_turned], as_is[A_turned], columns, rows, inner, one),
-            *(B.data.ptr, number, B_shape[1], A.data.ptr, number, A_shape[1], one if adds else zero),
-            *(out.data.ptr, runtime.CUDA_R_32F, columns, compute_type, cublas.CUBLAS_GEMM_DEFAULT),
-        )
-    except Exception as error:
-        if "CUBLAS_STATUS_ALLOC_FAILED" in str(error):  # not an error of memory for CuPy
-            raise MemoryError(str(error)) from error
-        raise
-
-
-def round_to_bf16(matrix):
-    """Return a matrix in bfloat16, row by row, two numbers in what is called a float32."""
-    threads = -(-matrix.size // ROUNDED)
-    pairs = xp().empty(threads * ROUNDED // 2, np.float32)
-    _round_to_bf16(-(-threads // THREADS), matrix, aligned(matrix, 4), matrix.size, pairs)
-    return pairs
-
-
-def numbers_of_bf16(pairs, shape):
-    """Return what `round_to_bf16` has made of a matrix of a shape, in float32."""
-    bits = pairs.view(np.uint16)[: shape[0] * shape[1]].astype(np.uint32) << 16
-    return bits.view(np.float32).reshape(shape)
+    narrowest = min(inner, columns)
+    if precision == "float32":
+        return BY_LIBRARY if narrowest >= (LIBRARY if library is None else library) else BY_TILES
+    if narrowest < LEAST_ROUNDED:
+        return BY_TILES
+    ours = narrowest < LIBRARY_ROUNDED and is_aligned and inner % 4 == columns % 4 == 0
+    return ON_CORES if ours else BY_LIBRARY
 
 
 def suited(columns):
@@ -312,7 +264,6 @@ def _make(name, tile, A_along_k, B_along_k):
     rows_tile, columns_tile, threads = tile.rows, tile.columns, tile.threads
     row_parts, column_parts, thread_columns = tile.row_parts, tile.column_parts, tile.thread_columns
     part_rows, part_columns = rows_tile // row_parts, columns_tile // column_parts
-    part_fours, zero = part_columns // 4, np.float32(0)
     held_rows, held_columns = 4 * row_parts, 4 * column_parts
     steps = tile.inner
     fetch_A, put_A, own_A = _loader(A_along_k, rows_tile, steps, threads)
@@ -323,8 +274,7 @@ def _make(name, tile, A_along_k, B_along_k):
     B_start = 2 * A_step
     # The finish uses the same memory for one part of the tile.
     shared_size = max(B_start + 2 * B_step, part_rows * part_columns)
-    groups = part_rows // PARTIAL_ROWS
-    assert part_rows % PARTIAL_ROWS == 0
+    finish_part, pool_part = part_finisher(part_rows, part_columns, part_columns, threads)
 
     hold_A, hold_B = holder(row_parts, part_rows), holder(column_parts, part_columns)
     add_outer_product = outer_product_adder(held_rows, held_columns)
@@ -427,75 +377,20 @@ def _make(name, tile, A_along_k, B_along_k):
                             place = (4 * thread_row + r) * part_columns + 4 * thread_column
                             store4(shared, place, sums[h], sums[h + 1], sums[h + 2], sums[h + 3])
                 cuda.syncthreads()
-                for unit in range(thread, part_rows * part_fours, threads):
-                    row = first_row + i * part_rows + unit // part_fours
-                    column = first_column + j * part_columns + unit % part_fours * 4
-                    left = columns - column
-                    if row < rows and left > 0:
-                        z0, z1, z2, z3 = load4(shared, 4 * unit)
-                        place = (part * rows + row) * columns + column
-                        if with_c:
-                            s = np.int64(sets[row]) if with_sets else np.int64(0)
-                            scale = scales[row] if scaled else np.float32(1)
-                            c0, c1, c2, c3 = _four(c, s * columns + column, left, out_aligned)
-                            z0 += scale * c0
-                            z1 += scale * c1
-                            z2 += scale * c2
-                            z3 += scale * c3
-                        if relu:
-                            # Written so that a NaN stays one.
-                            z0 = zero if z0 < zero else z0
-                            z1 = zero if z1 < zero else z1
-                            z2 = zero if z2 < zero else z2
-                            z3 = zero if z3 < zero else z3
-                        if masked:
-                            h0, h1, h2, h3 = _four(masked_by, place, left, out_aligned)
-                            z0 = z0 if h0 > zero else zero
-                            z1 = z1 if h1 > zero else zero
-                            z2 = z2 if h2 > zero else zero
-                            z3 = z3 if h3 > zero else zero
-                        if out_aligned:
-                            store4(out, place, z0, z1, z2, z3)
-                        else:
-                            out[place] = z0
-                            if left > 1:
-                                out[place + 1] = z1
-                            if left > 2:
-                                out[place + 2] = z2
-                            if left > 3:
-                                out[place + 3] = z3
-                        if code != NO_POOL:
-                            store4(shared, 4 * unit, z0, z1, z2, z3)
+                own_row, own_column = first_row + i * part_rows, first_column + j * part_columns
+                finish_part(
+                    shared, own_row, own_column, thread, c, sets, scales, masked_by,
+                    with_c, with_sets, scaled, relu, masked, code, out_aligned, rows, columns, part * rows, out,
+                )  # fmt: skip
                 cuda.syncthreads()
+                pool_part(
+                    shared, own_row, own_column, thread,
+                    sets, weights, with_sets, weighted, code, rows, columns, partials,
+                )  # fmt: skip
                 if code != NO_POOL:
-                    for unit in range(thread, groups * part_columns, threads):
-                        column = first_column + j * part_columns + unit % part_columns
-                        place = unit // part_columns * PARTIAL_ROWS
-                        row = first_row + i * part_rows + place
-                        if row < rows and column < columns:
-                            count = min(np.int64(PARTIAL_ROWS), rows - row)
-                            place = place * part_columns + unit % part_columns
-                            pool_rows(
-                                shared, place, part_columns, row, count, column, columns,
-                                sets, weights, weights, with_sets, weighted, code, partials,
-                            )  # fmt: skip
                     cuda.syncthreads()
 
     return multiply
-
-
-@device
-def _four(matrix, place, left, is_aligned):
-    """Return four numbers of a row, of which there may be fewer left."""
-    zero = np.float32(0)
-    if is_aligned and left > 0:
-        return load4(matrix, place)
-    return (
-        matrix[place] if left > 0 else zero,
-        matrix[place + 1] if left > 1 else zero,
-        matrix[place + 2] if left > 2 else zero,
-        matrix[place + 3] if left > 3 else zero,
-    )
 
 
 PRODUCTS = {
@@ -509,71 +404,6 @@ PRODUCTS = {
     )
     for most, tile in TILES.items()
 }
-
-
-@kernel("f4* i4* f4* f4* f4* " + "i4 " * 7 + "i8 i8 f4* f4*", threads=THREADS)
-def _finish_product(
-    c,  # (S, N), if with_c
-    sets,  # (R,), if with_sets
-    scales,  # (R,), if scaled
-    masked_by,  # (R, N), if masked
-    weights,  # (R,), if weighted
-    with_c,
-    with_sets,
-    scaled,
-    relu,
-    masked,
-    weighted,
-    code,  # NO_POOL, SUM or MAX
-    rows,  # R
-    columns,  # N
-    out,  # (R, N)
-    partials,  # (G + S − 1, N)
-):
-    """Do what `multiply` does with a tile, with a product that the library has written."""
-    zero = np.float32(0)
-    unit = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
-    column = unit % columns
-    first = unit // columns * PARTIAL_ROWS
-    if first < rows:
-        group, s, total = unit // columns, np.int64(0), pooled_nothing(code)
-        for row in range(first, min(first + PARTIAL_ROWS, rows)):
-            place = row * columns + column
-            z = out[place]
-            if with_sets:
-                own = np.int64(sets[row])
-                if code != NO_POOL and row > first and own != s:
-                    partials[(group + s) * columns + column] = total
-                    total = pooled_nothing(code)
-                s = own
-            if with_c:
-                scale = scales[row] if scaled else np.float32(1)
-                z += scale * c[s * columns + column]
-            if relu:
-                z = zero if z < zero else z
-            if masked:
-                z = z if masked_by[place] > zero else zero
-            out[place] = z
-            total = pooled(total, z, weights[row] if weighted else np.float32(1), code)
-        if code != NO_POOL:
-            partials[(group + s) * columns + column] = total
-
-
-@kernel("f4* i4 i8 f4*", threads=THREADS)
-def _round_to_bf16(
-    numbers,  # (size,)
-    is_aligned,
-    size,
-    pairs,  # (size / 2,), rounded up to 4
-):
-    unit = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
-    first = unit * ROUNDED
-    if first < size:
-        left = size - first
-        a0, a1, a2, a3 = _four(numbers, first, left, is_aligned and left >= 4)
-        b0, b1, b2, b3 = _four(numbers, first + 4, left - 4, is_aligned and left >= ROUNDED)
-        first_pairs, second_pairs = round_bf16(a0, a1), round_bf16(a2, a3)
-        store4(pairs, first // 2, first_pairs, second_pairs, round_bf16(b0, b1), round_bf16(b2, b3))
 
 
 @kernel("f4* i8 i8 f4*", threads=FINISH_THREADS)

@@ -4,79 +4,20 @@ Activations lie there with their features in rows, h (K, N). A warp computes a s
 a group of warps a tile of dW_self over its share of the elements. Each thread has 8 elements of a strip, and some
 features, in registers: ``sums[r * held_columns + j]`` for element r and feature j.
 
-There are two ways: fused multiply-adds on blocks of numbers, and tensor cores on fragments (`Cores`).
+There are two ways: fused multiply-adds on blocks of numbers, and tensor cores on fragments (``tensor_cores.py``).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device
 from fastperm.kernels.cuda.product import holder, outer_product_adder
-from fastperm.kernels.cuda.vectors import (
-    load1,
-    load2,
-    load4,
-    multiply_bf16,
-    multiply_tf32,
-    round_bf16,
-    round_tf32,
-    store1,
-    store2,
-    store4,
-)
+from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
+from fastperm.kernels.cuda.vectors import load1, load2, load4, store1, store2, store4
 
 VECTORS = 5  # in shared memory, of one float for each feature
 EXCHANGED = 2  # more of them, which the other blocks of a cluster read
-
-
-@device
-def _tf32_down(array, place, stride):
-    return round_tf32(load1(array, place))
-
-
-@device
-def _tf32_along(array, place):
-    return round_tf32(load1(array, place))
-
-
-@device
-def _bf16_down(array, place, stride):
-    return round_bf16(load1(array, place), load1(array, place + 4 * stride))
-
-
-@device
-def _bf16_along(array, place):
-    low, high = load2(array, place)
-    return round_bf16(low, high)
-
-
-class Cores(NamedTuple):
-    """What tensor cores multiply: fragments of 16 × ``steps`` and ``steps`` × 8 numbers, sums in float32.
-
-    A register holds ``pack`` rounded numbers, of the steps that thread t of each four has in one half of them. Which
-    step a number is of matters to nobody, as long as it is the same in both factors. So a pair is t and t + 4 where
-    steps lie ``stride`` apart, and 2 t and 2 t + 1 where they lie side by side: both free of bank conflicts.
-    """
-
-    name: str
-    steps: int
-    pack: int
-    down: Callable  # (array, place, stride): a register of numbers that lie ``stride`` apart
-    along: Callable  # (array, place): a register of numbers side by side
-    multiply: Callable
-
-    @property
-    def half(self):
-        """How many steps the second register is behind the first."""
-        return self.steps // 2
-
-
-TENSOR_CORES = {
-    "tf32": Cores("tf32", 8, 1, _tf32_down, _tf32_along, multiply_tf32),
-    "bfloat16": Cores("bf16", 16, 2, _bf16_down, _bf16_along, multiply_bf16),
-}
 
 
 class Layout(NamedTuple):
@@ -402,17 +343,18 @@ def strips_of_tensor_cores(layout):
     def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
         """Multiply a strip, whose features are rows of ``stride``, with the weights, for whole steps of ``inner``."""
         place, weights_place = strip + lane % 4 * stride + lane // 4, weights + lane % 4 * lead + lane // 4
+        apart, weights_apart = 4 * stride, 4 * lead
         for i in range(held):
             sums[i] = np.float32(0)
         for _ in range(inner // steps):
             for i in range(4):
-                a[2 * i] = round_down(shared, place + 8 * i, stride)
-                a[2 * i + 1] = round_down(shared, place + half * stride + 8 * i, stride)
+                a[2 * i] = round_down(shared, place + 8 * i, apart)
+                a[2 * i + 1] = round_down(shared, place + half * stride + 8 * i, apart)
             for f in range(features):
                 near = weights_place + 16 * f
                 far = near + half * lead
-                w0, w1 = round_down(shared, near, lead), round_down(shared, near + 8, lead)
-                w2, w3 = round_down(shared, far, lead), round_down(shared, far + 8, lead)
+                w0, w1 = round_down(shared, near, weights_apart), round_down(shared, near + 8, weights_apart)
+                w2, w3 = round_down(shared, far, weights_apart), round_down(shared, far + 8, weights_apart)
                 for i in range(4):
                     r = 2 * i * held_columns + 2 * f
                     s = r + held_columns  # the next element

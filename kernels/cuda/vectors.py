@@ -82,9 +82,9 @@ if SIMULATED or cuda is None:
     def _cuda_of_kernel():
         # The simulator puts its own ``cuda`` into the module of a kernel while that runs, but into the module of a
         # function that is called there only until the first thread leaves it.
-        from fastperm.kernels.cuda import resident
+        from fastperm.kernels.cuda import product_on_cores, resident
 
-        return resident.cuda
+        return next(own.cuda for own in (resident, product_on_cores) if hasattr(own.cuda, "threadIdx"))
 
     @device
     def round_tf32(x):
@@ -104,30 +104,31 @@ if SIMULATED or cuda is None:
 
     @device
     def multiply_tf32(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
-        """Return a b + c of a warp, the only one of its block, as PTX documents ``mma.m16n8k8`` for TF32."""
+        """Return a b + c of a warp, when all of its block multiply, as PTX documents ``mma.m16n8k8`` for TF32."""
         registers = _registers_of_warp(a0, a1, a2, a3, b0, b1)
         return _multiplied((registers & np.int32(-1 << 13)).view(np.float32)[:, :, None], c0, c1, c2, c3)
 
     @device
     def multiply_bf16(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
-        """Return a b + c of a warp, the only one of its block, as PTX documents ``mma.m16n8k16`` for bfloat16."""
+        """Return a b + c of a warp, when all of its block multiply, as PTX documents ``mma.m16n8k16`` for bfloat16."""
         registers = _registers_of_warp(a0, a1, a2, a3, b0, b1)
         pairs = np.stack([registers << 16, registers & np.int32(-1 << 16)], axis=-1)
         return _multiplied(pairs.view(np.float32), c0, c1, c2, c3)
 
     def _registers_of_warp(*own):
-        """Return the bits of what the threads hold for a product: (32, 6), four registers of a and two of b."""
+        """Return the bits of what the threads of a warp hold: (32, 6), four registers of a and two of b."""
         of_kernel = _cuda_of_kernel()
-        registers = of_kernel.shared.array((32, 6), np.float32)
-        registers[of_kernel.threadIdx.x] = own
+        thread = of_kernel.threadIdx.x
+        registers = of_kernel.shared.array((of_kernel.blockDim.x, 6), np.float32)
+        registers[thread] = own
         of_kernel.syncthreads()
-        seen = registers.view(np.int32).copy()
+        seen = registers[thread // 32 * 32 :][:32].view(np.int32).copy()
         of_kernel.syncthreads()
         return seen
 
     def _multiplied(seen, *own):
         """Return this thread's four numbers of a b + c; ``seen`` (32, 6, P) has the P numbers of each register."""
-        lane, pack = _cuda_of_kernel().threadIdx.x, seen.shape[2]
+        lane, pack = _cuda_of_kernel().threadIdx.x % 32, seen.shape[2]
         half, row, column = 4 * pack, lane // 4, 2 * (lane % 4)
         i, j = np.array([[row], [row], [row + 8], [row + 8]]), np.array([[column], [column + 1]] * 2)
         k = np.arange(2 * half)
@@ -144,6 +145,7 @@ else:
     from fastperm.kernels.cuda.compiling import intrinsic
 
     _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
+    _SHARED = 3  # the number of this address space
 
     def _address(context, builder, array_type, of, vector):
         array, place = of
@@ -221,19 +223,16 @@ else:
     @intrinsic
     def copy4(typing_context, target, place, source, source_place):
         """Begin to copy four float32 from global to shared memory; both places are multiples of 4."""
-        code = (
-            "{ .reg .u64 to, from; cvta.to.shared.u64 to, $0; cvta.to.global.u64 from, $1; "
-            "cp.async.cg.shared.global [to], [from], 16; }"
-        )
-        copy = _assembly(code, "l,l,", ir.IntType(64), ir.IntType(64))
+        copy = _assembly("cp.async.cg.shared.global [$0], [$1], 16;", "r,l,", _INT, ir.IntType(64))
 
         def generate(context, builder, signature, arguments):
-            places = (arguments[:2], arguments[2:])
-            addresses = [
-                builder.ptrtoint(_address(context, builder, kind, of, _FLOAT), ir.IntType(64))
-                for kind, of in zip((signature.args[0], signature.args[2]), places, strict=True)
-            ]
-            builder.call(copy, addresses)
+            to, source = (
+                _address(context, builder, kind, of, _FLOAT)
+                for kind, of in zip((signature.args[0], signature.args[2]), (arguments[:2], arguments[2:]), strict=True)
+            )
+            # As the compiler says it, who knows where the array lies, so that it takes no instruction.
+            to = builder.addrspacecast(to, _FLOAT.as_pointer(_SHARED))
+            builder.call(copy, [builder.ptrtoint(to, _INT), builder.ptrtoint(source, ir.IntType(64))])
 
         return types.void(target, types.int64, source, types.int64), generate
 

@@ -1,0 +1,174 @@
+"""What goes with a layer once its product is there: pooled term, ReLU or mask, and sums for the next pooling.
+
+A tile does it on its way through shared memory (`part_finisher`), and `_finish_product` in a pass over memory where
+NVIDIA's library has written the product.
+"""
+
+import numpy as np
+
+from fastperm.kernels.cuda.compiling import cuda, device, kernel
+from fastperm.kernels.cuda.pooling import PARTIAL_ROWS, THREADS, pool_rows, pooled, pooled_nothing
+from fastperm.kernels.cuda.vectors import load4, store4
+
+NO_POOL = -1  # beside the codes of pooling.py
+
+
+def finish_product(
+    c,  # (S, N), (N,) or None
+    sets,  # (R,) or None
+    scales,  # (R,) or None
+    masked_by,  # (R, N) or None
+    weights,  # (R,) or None
+    relu,
+    code,  # NO_POOL, SUM or MAX
+    out,  # (R, N)
+    partials,  # (G + S − 1, N), or None
+):
+    """Finish a product that lies in ``out`` as `product.product` says."""
+    rows, columns = out.shape
+    units = -(-rows // PARTIAL_ROWS) * columns
+    flags = flags_of(c, sets, scales, masked_by, weights, relu, code)
+    _finish_product(-(-units // THREADS), c, sets, scales, masked_by, weights, *flags, rows, columns, out, partials)
+
+
+def flags_of(c, sets, scales, masked_by, weights, relu, code):
+    """Return what kernels are told of the arrays that a finish takes, and of what else it does."""
+    given = [array is not None for array in (c, sets, scales, masked_by, weights)]
+    return (*given[:3], relu, *given[3:], code)
+
+
+@device
+def four(matrix, place, left, is_aligned):
+    """Return four numbers of a row, of which there may be fewer left."""
+    zero = np.float32(0)
+    if is_aligned and left > 0:
+        return load4(matrix, place)
+    return (
+        matrix[place] if left > 0 else zero,
+        matrix[place + 1] if left > 1 else zero,
+        matrix[place + 2] if left > 2 else zero,
+        matrix[place + 3] if left > 3 else zero,
+    )
+
+
+def part_finisher(part_rows, part_columns, stride, threads):
+    """Return functions for a part of a tile, whose rows lie in shared memory, so far apart.
+
+    The first finishes and writes it, and the second adds up its columns for the next pooling, if that is wanted. All
+    threads of a block call them, and wait for each other before, between and after.
+    """
+    fours, groups, zero = part_columns // 4, part_rows // PARTIAL_ROWS, np.float32(0)
+    assert part_rows % PARTIAL_ROWS == 0
+    assert stride % 4 == 0
+
+    @device
+    def finish_part(
+        shared, first_row, first_column, thread, c, sets, scales, masked_by,
+        with_c, with_sets, scaled, relu, masked, code, out_aligned, rows, columns, before, out,
+    ):  # fmt: skip
+        for unit in range(thread, part_rows * fours, threads):
+            row = first_row + unit // fours
+            column = first_column + unit % fours * 4
+            left = columns - column
+            if row < rows and left > 0:
+                own = unit // fours * stride + unit % fours * 4
+                z0, z1, z2, z3 = load4(shared, own)
+                place = (before + row) * columns + column
+                if with_c:
+                    s = np.int64(sets[row]) if with_sets else np.int64(0)
+                    scale = scales[row] if scaled else np.float32(1)
+                    c0, c1, c2, c3 = four(c, s * columns + column, left, out_aligned)
+                    z0 += scale * c0
+                    z1 += scale * c1
+                    z2 += scale * c2
+                    z3 += scale * c3
+                if relu:
+                    # Written so that a NaN stays one.
+                    z0 = zero if z0 < zero else z0
+                    z1 = zero if z1 < zero else z1
+                    z2 = zero if z2 < zero else z2
+                    z3 = zero if z3 < zero else z3
+                if masked:
+                    h0, h1, h2, h3 = four(masked_by, place, left, out_aligned)
+                    z0 = z0 if h0 > zero else zero
+                    z1 = z1 if h1 > zero else zero
+                    z2 = z2 if h2 > zero else zero
+                    z3 = z3 if h3 > zero else zero
+                if out_aligned:
+                    store4(out, place, z0, z1, z2, z3)
+                else:
+                    out[place] = z0
+                    if left > 1:
+                        out[place + 1] = z1
+                    if left > 2:
+                        out[place + 2] = z2
+                    if left > 3:
+                        out[place + 3] = z3
+                if code != NO_POOL:
+                    store4(shared, own, z0, z1, z2, z3)
+
+    @device
+    def pool_part(
+        shared, first_row, first_column, thread, sets, weights, with_sets, weighted, code, rows, columns, partials
+    ):  # fmt: skip
+        if code != NO_POOL:
+            for unit in range(thread, groups * part_columns, threads):
+                column = first_column + unit % part_columns
+                place = unit // part_columns * PARTIAL_ROWS
+                row = first_row + place
+                if row < rows and column < columns:
+                    count = min(np.int64(PARTIAL_ROWS), rows - row)
+                    pool_rows(
+                        shared, place * stride + unit % part_columns, stride, row, count, column, columns,
+                        sets, weights, weights, with_sets, weighted, code, partials,
+                    )  # fmt: skip
+
+    return finish_part, pool_part
+
+
+@kernel("f4* i4* f4* f4* f4* " + "i4 " * 7 + "i8 i8 f4* f4*", threads=THREADS)
+def _finish_product(
+    c,  # (S, N), if with_c
+    sets,  # (R,), if with_sets
+    scales,  # (R,), if scaled
+    masked_by,  # (R, N), if masked
+    weights,  # (R,), if weighted
+    with_c,
+    with_sets,
+    scaled,
+    relu,
+    masked,
+    weighted,
+    code,  # NO_POOL, SUM or MAX
+    rows,  # R
+    columns,  # N
+    out,  # (R, N)
+    partials,  # (G + S − 1, N)
+):
+    """Do what `multiply` does with a tile, with a product that the library has written."""
+    zero = np.float32(0)
+    unit = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    column = unit % columns
+    first = unit // columns * PARTIAL_ROWS
+    if first < rows:
+        group, s, total = unit // columns, np.int64(0), pooled_nothing(code)
+        for row in range(first, min(first + PARTIAL_ROWS, rows)):
+            place = row * columns + column
+            z = out[place]
+            if with_sets:
+                own = np.int64(sets[row])
+                if code != NO_POOL and row > first and own != s:
+                    partials[(group + s) * columns + column] = total
+                    total = pooled_nothing(code)
+                s = own
+            if with_c:
+                scale = scales[row] if scaled else np.float32(1)
+                z += scale * c[s * columns + column]
+            if relu:
+                z = zero if z < zero else z
+            if masked:
+                z = z if masked_by[place] > zero else zero
+            out[place] = z
+            total = pooled(total, z, weights[row] if weighted else np.float32(1), code)
+        if code != NO_POOL:
+            partials[(group + s) * columns + column] = total

@@ -1,0 +1,55 @@
+"""What tensor cores multiply, in TF32 and in bfloat16; their instructions are in ``vectors.py``."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fastperm.kernels.cuda.compiling import device
+from fastperm.kernels.cuda.vectors import load1, load2, multiply_bf16, multiply_tf32, round_bf16, round_tf32
+
+
+@device
+def _tf32_down(array, place, apart):
+    return round_tf32(load1(array, place))
+
+
+@device
+def _tf32_along(array, place):
+    return round_tf32(load1(array, place))
+
+
+@device
+def _bf16_down(array, place, apart):
+    return round_bf16(load1(array, place), load1(array, place + apart))
+
+
+@device
+def _bf16_along(array, place):
+    low, high = load2(array, place)
+    return round_bf16(low, high)
+
+
+class Cores(NamedTuple):
+    """What tensor cores multiply: fragments of 16 × ``steps`` and ``steps`` × 8 numbers, sums in float32.
+
+    A register holds ``pack`` rounded numbers, of the steps that thread t of each four has in one half of them. Which
+    step a number is of matters to nobody, as long as it is the same in both factors: a pair may be t and t + 4, or 2 t
+    and 2 t + 1, whichever is free of bank conflicts.
+    """
+
+    name: str
+    steps: int
+    pack: int
+    down: Callable  # (array, place, apart): a register of numbers that lie so far apart
+    along: Callable  # (array, place): a register of numbers side by side
+    multiply: Callable
+
+    @property
+    def half(self):
+        """How many steps the second register is behind the first."""
+        return self.steps // 2
+
+
+TENSOR_CORES = {
+    "tf32": Cores("tf32", 8, 1, _tf32_down, _tf32_along, multiply_tf32),
+    "bfloat16": Cores("bf16", 16, 2, _bf16_down, _bf16_along, multiply_bf16),
+}
