@@ -247,6 +247,24 @@ def holder(parts, part_length):
     return hold
 
 
+def place_in_grid(rows):
+    """Return a function that says in which row and column of a grid of so many rows a thread is.
+
+    Shared memory answers 128 bits in half of the time where all threads i and i ^ 1 of a warp ask for the same numbers,
+    or all i and i ^ 2. So neighbours are of one column, and those that are two apart of one row.
+    """
+
+    @device
+    def place(thread):
+        row, column = thread % rows, thread // rows
+        if rows > 1:
+            row = thread % 2 + thread // 4 % (rows // 2) * 2
+            column = thread // 2 % 2 + thread // (2 * rows) * 2
+        return row, column
+
+    return place
+
+
 def outer_product_adder(rows, columns):
     """Return a function that adds a bᵀ, of so many rows and columns, to sums in registers."""
 
@@ -273,11 +291,26 @@ def _make(name, tile, A_along_k, B_along_k):
     A_step, B_step = steps * A_stride, steps * B_stride
     B_start = 2 * A_step
     # The finish uses the same memory for one part of the tile.
-    shared_size = max(B_start + 2 * B_step, part_rows * part_columns)
-    finish_part, pool_part = part_finisher(part_rows, part_columns, part_columns, threads)
+    part_stride = part_columns + PAD
+    shared_size = max(B_start + 2 * B_step, part_rows * part_stride)
+    finish_part, pool_part = part_finisher(part_rows, part_columns, part_stride, threads)
+    # Warps are 4 × 8 threads, side by side.
+    in_warps = tile.thread_rows % 4 == thread_columns % 8 == 0
+    place_in_warp, warps_across = place_in_grid(4), max(thread_columns // 8, 1)
 
     hold_A, hold_B = holder(row_parts, part_rows), holder(column_parts, part_columns)
     add_outer_product = outer_product_adder(held_rows, held_columns)
+
+    at_once = min(steps, 8)  # steps that are one piece of code: compilers do not unroll so long a loop
+
+    @device
+    def add_two_steps(shared, A_place, B_place, a, b, next_a, next_b, sums):
+        hold_A(shared, A_place, a)
+        hold_B(shared, B_place, b)
+        hold_A(shared, A_place + A_stride, next_a)
+        hold_B(shared, B_place + B_stride, next_b)
+        add_outer_product(a, b, sums)
+        add_outer_product(next_a, next_b, sums)
 
     @kernel(
         "f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 10 + "i8 i8 i8 i8 f4* f4*",
@@ -320,8 +353,11 @@ def _make(name, tile, A_along_k, B_along_k):
         sums = cuda.local.array(held, np.float32)
 
         thread = cuda.threadIdx.x
-        thread_row = thread // thread_columns
-        thread_column = thread % thread_columns
+        thread_row, thread_column = thread // thread_columns, thread % thread_columns
+        if in_warps:
+            row_in_warp, column_in_warp = place_in_warp(thread % 32)
+            thread_row = thread // 32 // warps_across * 4 + row_in_warp
+            thread_column = thread // 32 % warps_across * 8 + column_in_warp
         column_tiles = (columns + columns_tile - 1) // columns_tile
         row_tiles = (rows + rows_tile - 1) // rows_tile
         block = np.int64(cuda.blockIdx.x)
@@ -350,15 +386,15 @@ def _make(name, tile, A_along_k, B_along_k):
             A_place = turn * A_step + 4 * thread_row
             B_place = B_start + turn * B_step + 4 * thread_column
             # Two steps at a time: shared memory answers one while the other is multiplied.
-            for _ in range(steps // 2):
-                hold_A(shared, A_place, a)
-                hold_B(shared, B_place, b)
-                hold_A(shared, A_place + A_stride, next_a)
-                hold_B(shared, B_place + B_stride, next_b)
-                add_outer_product(a, b, sums)
-                add_outer_product(next_a, next_b, sums)
-                A_place += 2 * A_stride
-                B_place += 2 * B_stride
+            for _ in range(steps // at_once):
+                add_two_steps(shared, A_place, B_place, a, b, next_a, next_b, sums)
+                if at_once > 2:
+                    add_two_steps(shared, A_place + 2 * A_stride, B_place + 2 * B_stride, a, b, next_a, next_b, sums)
+                if at_once > 4:
+                    add_two_steps(shared, A_place + 4 * A_stride, B_place + 4 * B_stride, a, b, next_a, next_b, sums)
+                    add_two_steps(shared, A_place + 6 * A_stride, B_place + 6 * B_stride, a, b, next_a, next_b, sums)
+                A_place += at_once * A_stride
+                B_place += at_once * B_stride
             turn = 1 - turn
             if k < end_k:
                 # The other half of shared memory: nobody reads it any more since the last barrier.
@@ -374,7 +410,7 @@ def _make(name, tile, A_along_k, B_along_k):
                     if own == i * column_parts + j:
                         for r in range(4):
                             h = (own // column_parts * 4 + r) * held_columns + own % column_parts * 4
-                            place = (4 * thread_row + r) * part_columns + 4 * thread_column
+                            place = (4 * thread_row + r) * part_stride + 4 * thread_column
                             store4(shared, place, sums[h], sums[h + 1], sums[h + 2], sums[h + 3])
                 cuda.syncthreads()
                 own_row, own_column = first_row + i * part_rows, first_column + j * part_columns

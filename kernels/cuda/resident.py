@@ -189,7 +189,8 @@ def _make(layout, training):
     width, warps, threads, strip_rows = layout.width, layout.warps, layout.threads, layout.strip
     held_columns, held, tile = layout.held_columns, layout.held, layout.tile
     strips_of = strips_of_tensor_cores if layout.tensor_cores else strips_of_multiply_adds
-    hold_rows, hold_columns, put_strip, add_outer_product, multiply_strip, add_to_tiles, put_tiles = strips_of(layout)
+    place_of_lane, hold_rows, hold_columns, put_strip, *of_products = strips_of(layout)
+    add_outer_product, multiply_strip, add_to_tiles, put_tiles = of_products
     # Column j of a thread is its first one, and so many more.
     U, near, far = layout.columns_near
     lead = layout.lead  # of the rows of the weights, in shared memory
@@ -434,10 +435,10 @@ def _make(layout, training):
         block = np.int64(cuda.blockIdx.x)
         warp = thread // warp_threads
         lane = thread % warp_threads
-        # Neighbours have neighbouring elements, and then columns: every access below is free of bank conflicts.
-        own_row = first_row * (lane % thread_rows)
-        own_column = first_column * (lane // thread_rows)
-        own_sums = free + (warp * thread_rows + lane % thread_rows) * width + own_column
+        # Their elements and columns lie so that every access below is free of bank conflicts.
+        lane_row, lane_column = place_of_lane(lane)
+        own_row, own_column = first_row * lane_row, first_column * lane_column
+        own_sums = free + (warp * thread_rows + lane_row) * width + own_column
         share, j = thread // width, thread % width  # where threads share a matrix of the parameters
         own_group = thread // group
         kept_start = block * kept_size

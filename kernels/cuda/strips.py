@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device
-from fastperm.kernels.cuda.product import holder, outer_product_adder
+from fastperm.kernels.cuda.product import holder, outer_product_adder, place_in_grid
 from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
 from fastperm.kernels.cuda.vectors import load1, load2, load4, store1, store2, store4
 
@@ -171,8 +171,8 @@ class Layout(NamedTuple):
 LAYOUTS = (
     (
         Layout(4, 2, 1, 4, 4, 4, 32),
-        Layout(8, 2, 2, 2, 4, 4, 16),
-        Layout(16, 1, 2, 8, 8, 8, 32),
+        Layout(8, 4, 2, 2, 4, 4, 32),
+        Layout(16, 1, 2, 8, 4, 8, 32),
         Layout(32, 1, 4, 8, 8, 4, 16, wide=True),
     )
     if SIMULATED
@@ -211,6 +211,7 @@ def strips_of_multiply_adds(layout):
     assert layout.stage // layout.groups % 4 == 0
     assert across == 8 or not wide
 
+    place_of_lane, place_in_tile = place_in_grid(thread_rows), place_in_grid(tile_rows)
     hold_rows, hold_columns = holder(2, part_rows), holder(column_parts, part_columns)
     add_outer_product = outer_product_adder(8, held_columns)
 
@@ -232,7 +233,8 @@ def strips_of_multiply_adds(layout):
     @device
     def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
         """Multiply a strip, whose features are rows of ``stride``, with the weights; ``inner`` is even."""
-        place, weights_place = strip + 4 * (lane % thread_rows), weights + 4 * (lane // thread_rows)
+        own_row, own_column = place_of_lane(lane)
+        place, weights_place = strip + 4 * own_row, weights + 4 * own_column
         # Where compilers keep many sums in memory (`resident`), they do not keep those of this loop alone there.
         own = cuda.local.array(held, np.float32) if held > 64 else sums
         for i in range(held):
@@ -268,8 +270,7 @@ def strips_of_multiply_adds(layout):
     @device
     def add_to_tiles(shared, of_stage, of_strip, stride, rows, K, thread, of_g, of_h, tiles):
         """Add h gᵀ of so many elements, a multiple of 4, to the tile of the group."""
-        tile_row = thread % group % tile_rows
-        tile_column = thread % group // tile_rows
+        tile_row, tile_column = place_in_tile(thread % group)
         for row in range(0, rows, 4):
             for j in range(down):
                 j4 = 4 * j
@@ -292,14 +293,18 @@ def strips_of_multiply_adds(layout):
     @device
     def put_tiles(shared, start, thread, tiles, adding):
         """Write the tile of a group, or add it to what is there: (width, width) with rows of ``lead``."""
-        place = start + thread % tile_rows * lead + thread % group // tile_rows
+        tile_row, tile_column = place_in_tile(thread % group)
+        place = start + tile_row * lead + tile_column
         for k in range(across):
             for j in range(down):
                 at = place + k * tile_rows * lead + j * tile_columns
                 value = tiles[k * down + j]
                 store1(shared, at, value + load1(shared, at) if adding else value)
 
-    return hold_rows, hold_columns, put_strip, add_outer_product, multiply_strip, add_to_tiles, put_tiles
+    return (
+        *(place_of_lane, hold_rows, hold_columns, put_strip),
+        *(add_outer_product, multiply_strip, add_to_tiles, put_tiles),
+    )
 
 
 def strips_of_tensor_cores(layout):
@@ -320,6 +325,10 @@ def strips_of_tensor_cores(layout):
     assert tile_features == features
     assert layout.stage // layout.groups % steps == 0
     add_outer_product = outer_product_adder(8, held_columns)
+
+    @device
+    def place_of_lane(lane):
+        return lane % 4, lane // 4
 
     @device
     def hold_rows(array, place, registers):
@@ -401,4 +410,7 @@ def strips_of_tensor_cores(layout):
                         second += load1(shared, at + 1)
                     store2(shared, at, first, second)
 
-    return hold_rows, hold_columns, put_strip, add_outer_product, multiply_strip, add_to_tiles, put_tiles
+    return (
+        *(place_of_lane, hold_rows, hold_columns, put_strip),
+        *(add_outer_product, multiply_strip, add_to_tiles, put_tiles),
+    )
