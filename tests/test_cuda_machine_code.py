@@ -19,7 +19,7 @@ from fastperm.kernels.cuda import compiling
 pytestmark = [pytest.mark.machine_code, pytest.mark.timeout(1200)]
 
 # The most that a kernel may take on any architecture: registers of a thread, bytes of shared memory of a block, bytes
-# of a stack frame, and bytes of spills, stored and loaded, if there may be any: in a product a few numbers, once a stage.
+# of a stack frame, and bytes of spills, stored and loaded, if there may be any: in a product a few, once a stage.
 # More registers than these, and fewer blocks fit on a multiprocessor.
 BUDGETS = {
     "adam_step": (24, 0, 0),

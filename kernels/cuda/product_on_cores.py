@@ -136,10 +136,8 @@ def make(name, tile, cores, A_along_k, B_along_k):
     steps, pack, multiply_fragments = cores.steps, cores.pack, cores.multiply
     begin_A, fetch_A = _loader(cores, A_along_k, rows_tile, inner_tile, threads)
     begin_B, fetch_B = _loader(cores, B_along_k, columns_tile, inner_tile, threads)
-    A_stride, B_stride = (
-        _stride(cores, A_along_k, rows_tile, inner_tile),
-        _stride(cores, B_along_k, columns_tile, inner_tile),
-    )
+    A_stride = _stride(cores, A_along_k, rows_tile, inner_tile)
+    B_stride = _stride(cores, B_along_k, columns_tile, inner_tile)
     hold_A, hold_B = _holder(cores, A_along_k, A_stride), _holder(cores, B_along_k, B_stride)
     # From one row or column to the next in shared memory, and from one step to the next.
     A_line, A_step = (A_stride, 1) if A_along_k else (1, A_stride)
@@ -236,21 +234,13 @@ def make(name, tile, cores, A_along_k, B_along_k):
                     for j in range(column_fragments):
                         i = 4 * (f * column_fragments + j)
                         sums[i], sums[i + 1], sums[i + 2], sums[i + 3] = multiply_fragments(
-                            a[0],
-                            a[2],
-                            a[1],
-                            a[3],
-                            b[2 * j],
-                            b[2 * j + 1],
-                            sums[i],
-                            sums[i + 1],
-                            sums[i + 2],
-                            sums[i + 3],
-                        )
+                            a[0], a[2], a[1], a[3], b[2 * j], b[2 * j + 1],
+                            sums[i], sums[i + 1], sums[i + 2], sums[i + 3],
+                        )  # fmt: skip
             next_room = room
             room = room + stage if room < (STAGES - 1) * stage else 0
             k += inner_tile
-        cuda.syncthreads()
+        cuda.syncthreads()  # the finished tile takes the place of the stages
 
         # The tile goes through shared memory: rows are written whole, and their columns can be added up.
         for f in range(row_fragments):
