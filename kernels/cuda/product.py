@@ -5,9 +5,9 @@
 `way_of` says what computes it: the register tiles below, those of tensor cores (``product_on_cores.py``), or NVIDIA's
 library (``library.py``), after which a pass over memory does what the finish of a tile does (``product_finish.py``).
 
-A block computes a tile of out, in steps along k. Shared memory holds two steps: while
-the threads multiply one, the next is on its way from memory to their registers. Each thread holds 4 × 4 numbers of
-up to four parts of the tile (`Tile`), so that a warp reads shared memory 128 bits at a time without bank conflicts.
+A block computes a tile of out, in stages along k. Shared memory holds two of them: while the threads multiply one, the
+next is on its way from memory to their registers. Each thread holds 4 × 4 numbers of up to four parts of the tile
+(`Tile`), so that a warp reads shared memory 128 bits at a time without bank conflicts.
 A, B or both may be stored along k: then the loader turns them on their way into shared memory. So the same template
 serves x W (A along k), g Wᵀ (both) and xᵀ g (neither); for the last the rows are what is summed over, in ``parts``
 that are added up in a fixed order by `add_parts`.
@@ -23,12 +23,7 @@ import numpy as np
 from fastperm.kernels.cuda import product_on_cores
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
 from fastperm.kernels.cuda.library import matmul
-from fastperm.kernels.cuda.pooling import (
-    FINISH_COLUMNS,
-    FINISH_SHARES,
-    FINISH_THREADS,
-    partial_sums,
-)
+from fastperm.kernels.cuda.pooling import FINISH_COLUMNS, FINISH_SHARES, FINISH_THREADS, partial_sums
 from fastperm.kernels.cuda.product_finish import NO_POOL, finish_product, flags_of, part_finisher
 from fastperm.kernels.cuda.vectors import aligned, load4, store1, store4
 
