@@ -38,7 +38,7 @@ LIMITS = {
     "errors": 45,
     "memcheck": 60,
     "racecheck": 60,
-    "rates": 25,
+    "rates": 40,
     "training": 30,
     "benchmark": TOTAL_SECONDS,
 }
