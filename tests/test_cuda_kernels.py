@@ -1021,7 +1021,7 @@ def test_an_infinite_weight_passes_through_tensor_cores(cuda):
 MOST = {"tf32": (5e-3, 5e-2), "bfloat16": (4e-2, 1e-1)}
 LEAST = {"tf32": 1e-6, "bfloat16": 1e-4}  # what both are at least: more than in float32
 ROUNDED_NETWORKS = (
-    [("tf32", 16), ("bfloat16", 16), ("bfloat16", 20), ("bfloat16", 36)]  # on chip, and by the library
+    [("tf32", 16), ("bfloat16", 16), ("bfloat16", 20), ("bfloat16", 36)]  # on chip, and layer by layer
     if compiling.SIMULATED
     else [(precision, width) for precision in MOST for width in (16, 32, 64, 128)]
 )

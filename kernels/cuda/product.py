@@ -99,8 +99,8 @@ def product(
     rows, inner = A.shape
     columns = out.shape[1]
     partials = None if code == NO_POOL else partial_sums(rows, n_sets, columns)
-    of_rows = (c, sets, scales, masked_by, weights)
-    flags = flags_of(*of_rows, relu, code)
+    given = (c, sets, scales, masked_by, weights)
+    flags = flags_of(*given, relu, code)
     alignment = (
         *(aligned(A, inner), aligned(B, inner if B_along_k else columns)),
         all(aligned(array, columns) for array in (out, c, masked_by)),
@@ -109,15 +109,15 @@ def product(
     if way == BY_LIBRARY:
         matmul(A, B, out, precision, B_turned=B_along_k)
         if any(flags[:-1]) or code != NO_POOL:
-            finish_product(*of_rows, relu, code, out, partials)
+            finish_product(given, flags, out, partials)
         return partials
-    factors, shape = (A, B, *of_rows, *flags), (rows, columns, inner, inner)
+    own_tile, kernels = suited(columns)
+    tiles = _tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
+    factors, shape = (A, B, *given, *flags), (rows, columns, inner, inner)
     if way == ON_CORES:
-        product_on_cores.launch(precision, *factors, *shape, out, partials, A_along_k=True, B_along_k=B_along_k)
-        return partials
-    tile, kernels = suited(columns)
-    blocks = -(-rows // tile.rows) * -(-columns // tile.columns)
-    kernels["turned" if B_along_k else "plain"](blocks, *factors, *alignment, *shape, out, partials)
+        product_on_cores.launch(tiles, precision, *factors, *shape, out, partials, A_along_k=True, B_along_k=B_along_k)
+    else:
+        kernels["turned" if B_along_k else "plain"](tiles, *factors, *alignment, *shape, out, partials)
     return partials
 
 
@@ -136,8 +136,7 @@ def add_transposed_product(
         matmul(x, g, total, precision, A_turned=True, adds=True)
         return
     own_tile, kernels = suited(columns)
-    tile = product_on_cores.TILE if way == ON_CORES else own_tile
-    tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
+    tiles = _tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
     parts = max(1, min(BLOCKS // tiles, inner // LEAST_ROWS))
     inner_part = -(-inner // parts)
     parts = -(-inner // inner_part)
@@ -145,7 +144,8 @@ def add_transposed_product(
     nothing = (None,) * 5
     factors, shape = (x, g, *nothing, *flags_of(*nothing, False, NO_POOL)), (rows, columns, inner, inner_part)
     if way == ON_CORES:
-        product_on_cores.launch(precision, *factors, *shape, out, None, A_along_k=False, B_along_k=False, parts=parts)
+        how = {"A_along_k": False, "B_along_k": False}
+        product_on_cores.launch(tiles * parts, precision, *factors, *shape, out, None, **how)
     else:
         kernels["transposed"](tiles * parts, *factors, *alignment, aligned(out, columns), *shape, out, None)
     add_parts(out, total)
@@ -157,6 +157,11 @@ def add_parts(
 ):
     size = total.size
     _add_parts(-(-size // FINISH_COLUMNS), parts, len(parts), size, total)
+
+
+def _tiles(tile, rows, columns):
+    """Return how many tiles a matrix has."""
+    return -(-rows // tile.rows) * -(-columns // tile.columns)
 
 
 def way_of(inner, columns, precision="float32", *, is_aligned=True, library=None):

@@ -14,21 +14,15 @@ NO_POOL = -1  # beside the codes of pooling.py
 
 
 def finish_product(
-    c,  # (S, N), (N,) or None
-    sets,  # (R,) or None
-    scales,  # (R,) or None
-    masked_by,  # (R, N) or None
-    weights,  # (R,) or None
-    relu,
-    code,  # NO_POOL, SUM or MAX
+    given,  # c (S, N) or (N,), sets (R,), scales (R,), masked_by (R, N) and weights (R,), or None for any
+    flags,  # `flags_of` these
     out,  # (R, N)
     partials,  # (G + S − 1, N), or None
 ):
     """Finish a product that lies in ``out`` as `product.product` says."""
     rows, columns = out.shape
     units = -(-rows // PARTIAL_ROWS) * columns
-    flags = flags_of(c, sets, scales, masked_by, weights, relu, code)
-    _finish_product(-(-units // THREADS), c, sets, scales, masked_by, weights, *flags, rows, columns, out, partials)
+    _finish_product(-(-units // THREADS), *given, *flags, rows, columns, out, partials)
 
 
 def flags_of(c, sets, scales, masked_by, weights, relu, code):

@@ -271,9 +271,7 @@ KERNELS_OF = {
 }
 
 
-def launch(precision, A, B, *arguments, A_along_k, B_along_k, parts=1):
+def launch(blocks, precision, *arguments, A_along_k, B_along_k):
     """Launch the kernel of a precision and of how the factors lie, with the arguments of `multiply`."""
-    rows, columns = arguments[-6:-4]
-    blocks = parts * -(-rows // TILE.rows) * -(-columns // TILE.columns)
     shared = TILE.shared_bytes(TENSOR_CORES[precision], A_along_k=A_along_k, B_along_k=B_along_k)
-    KERNELS_OF[precision][A_along_k, B_along_k](blocks, A, B, *arguments, shared=shared)
+    KERNELS_OF[precision][A_along_k, B_along_k](blocks, *arguments, shared=shared)
