@@ -1,10 +1,14 @@
 """Against Numba's own analysis of functions for the CPU, which numba-cuda has a copy of."""
 
-import pytest
-from numba.core import analysis, ssa
-from numba.core.compiler import run_frontend
+from types import SimpleNamespace
 
-from fastperm.kernels.cuda.analysis import live_map, rewriter
+import numba
+import pytest
+from numba.core import analysis, inline_closurecall, ssa, types
+from numba.core.compiler import run_frontend
+from numba.core.types.functions import BaseFunction
+
+from fastperm.kernels.cuda.analysis import inliner, live_map, resolver, rewriter
 
 
 def straight(a, b):
@@ -80,3 +84,61 @@ def test_variables_are_renamed_as_numba_renames_them(function, monkeypatch):
     assert list(found) == list(expected)
     assert bool(looked_at) == ("phi" in str(expected))
     assert function is not loops or min(looked_at) < len(expected)
+
+
+def compiled(inline="never"):
+    """Return what Numba makes of a function that calls another twice, and adds small integers of two kinds."""
+
+    @numba.njit(inline=inline)
+    def inner(a, n):
+        total = 0
+        for i in range(n):
+            total += a if i % 2 else -i
+        return total
+
+    @numba.njit("int64(int64, int32)")
+    def outer(a, n):
+        return inner(a, n) * 1000 + inner(a + 1, 2 * n)
+
+    return outer
+
+
+def test_functions_become_part_of_others_without_copies(monkeypatch):
+    expected, copied = compiled("always")(5, 7), []
+    copy = inline_closurecall.copy
+    deepcopy = SimpleNamespace(deepcopy=lambda block: (copied.append(block), copy.deepcopy(block))[1])
+    monkeypatch.setattr(inline_closurecall, "copy", deepcopy)
+    worker = inline_closurecall.InlineWorker
+    assert compiled("always")(5, 7) == expected == compiled()(5, 7)
+    assert copied  # by Numba
+    copied.clear()
+    monkeypatch.setattr(worker, "inline_function", inliner(worker.inline_function))
+    assert compiled("always")(5, 7) == expected
+    assert not copied
+    assert inline_closurecall.copy is deepcopy
+
+
+def test_what_operators_make_of_numbers_is_asked_once(monkeypatch):
+    asked, numbas = [], BaseFunction.get_call_type
+
+    def counted(function, context, arguments, settings):
+        asked.append((function, arguments))
+        return numbas(function, context, arguments, settings)
+
+    def of_numbers():
+        return [(function, own) for function, own in asked if all(isinstance(one, types.Number) for one in own)]
+
+    monkeypatch.setattr(BaseFunction, "get_call_type", counted)
+    expected = compiled()(5, 7)
+    assert len(of_numbers()) > len(set(of_numbers()))
+    asked.clear()
+    monkeypatch.setattr(BaseFunction, "get_call_type", resolver(counted))
+    assert compiled()(5, 7) == expected
+    assert len(of_numbers()) == len(set(of_numbers())) > 0
+
+
+def test_an_operator_that_numbers_do_not_have_is_refused_as_numba_refuses_it(monkeypatch):
+    monkeypatch.setattr(BaseFunction, "get_call_type", resolver(BaseFunction.get_call_type))
+    for _ in range(2):
+        with pytest.raises(numba.TypingError, match="matmul"):
+            numba.njit("float64(float64)")(lambda a: a @ a)

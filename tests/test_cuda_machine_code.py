@@ -1,13 +1,14 @@
 """Every cuda kernel compiled, assembled and looked at, without a GPU: `make cuda-check`."""
 
 import gc
+import importlib
 import os
 import re
 import subprocess
 import sysconfig
-import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from operator import attrgetter
 from pathlib import Path
 from unittest import mock
 
@@ -79,14 +80,14 @@ BUDGETS = {
     "resident_step_32_clusters": (128, 0, 160, 96),
     "resident_step_64": (128, 0, 304, 1100),
     "resident_step_64_clusters": (128, 0, 368, 1792),
-    "resident_step_bf16_128_clusters": (255, 0, 528, 1024),
+    "resident_step_bf16_128_clusters": (255, 0, 752, 1056),
     "resident_step_bf16_16": (128, 0, 64, 64),
     "resident_step_bf16_32": (128, 0, 144, 64),
     "resident_step_bf16_64": (128, 0, 320, 1200),
-    "resident_step_tf32_128_clusters": (255, 0, 528, 1024),
+    "resident_step_tf32_128_clusters": (255, 0, 768, 1792),
     "resident_step_tf32_16": (128, 0, 64, 64),
     "resident_step_tf32_32": (128, 0, 128, 64),
-    "resident_step_tf32_64": (128, 0, 304, 1100),
+    "resident_step_tf32_64": (128, 0, 304, 1120),
     "round_to_bf16": (24, 0, 0),
     "row_scales": (24, 0, 0),
     "scale_partials": (56, 4096, 0),
@@ -102,8 +103,8 @@ WIDE = (r"LDG\.E\S*\.128", r"STG\.E\S*\.128", r"LDS\.128", r"STS\.128")
 FUSED = {"128x32": 64, "128x64": 128, "128x128": 128}
 # The loops of kernels that keep a set on chip have at least so many of these.
 LOOPS = {"16": ("FFMA", 64), "32": ("FFMA", 64), "64": ("FFMA", 128), "128": ("FFMA", 256)}
-# Of which kernels the tests read the machine code: a disassembler takes half a second to begin.
-READ = "product|resident|round_to_bf16"
+# Of which kernels the tests read the machine code, and how many of these are assembled at once.
+READ, BATCH = "product|resident|round_to_bf16", 4
 CORES = {"tf32": "HMMA.1688.F32.TF32", "bf16": "HMMA.16816.F32.BF16"}
 
 
@@ -125,53 +126,68 @@ def tool(name):
     return path
 
 
-def everything_about(name, folder):
-    """Assemble a kernel for all architectures and leave its PTX, its machine code and what ptxas says in a folder."""
-    kernel = compiling.KERNELS[name]
+def batches():
+    """Return lists of kernels that are assembled together; the longest first, so that none is left for the end."""
+    names = sorted(compiling.KERNELS, key=lambda name: (not name.startswith("resident_step"), "128" not in name, name))
+    large = [name for name in names if re.match(READ, name)]
+    return [
+        *(large[i : i + BATCH] for i in range(0, len(large), BATCH)),
+        *([name] for name in names if name not in large),
+    ]
+
+
+def everything_about(names, folder):
+    """Assemble kernels for all architectures and leave PTX, machine code and what ptxas says in a folder.
+
+    Of several kernels the text is one: programs of NVIDIA take half a second to begin.
+    """
     gc.disable()  # there is little to find while a kernel is compiled, and looking for it takes an eighth of the time
-    for architecture, ptx in compiled(kernel, [own for own in compiling.ARCHITECTURES if kernel.runs_on(own)]):
+    texts: dict = {}
+    for name in names:
+        kernel = compiling.KERNELS[name]
+        architectures = [own for own in compiling.ARCHITECTURES if kernel.runs_on(own)]
+        for architecture, ptx in kernel.compile_for(architectures).items():
+            texts.setdefault(architecture, {})[name] = ptx
+        gc.collect()
+    for architecture, of_kernels in texts.items():
         arch = f"sm_{architecture[0]}{architecture[1]}"
-        path = folder / f"{name}-{arch}"
-        path.with_suffix(".ptx").write_text(ptx)
-        cubin = path.with_suffix(".cubin")
-        command = [tool("ptxas"), "-v", "-arch", arch, path.with_suffix(".ptx"), "-o", cubin]
+        paths = {name: folder / f"{name}-{arch}" for name in of_kernels}
+        for name, ptx in of_kernels.items():
+            paths[name].with_suffix(".ptx").write_text(ptx)
+        first, *others = of_kernels.values()
+        whole, cubin = (folder / f"{'+'.join(names)}-{arch}{suffix}" for suffix in (".whole", ".cubin"))
+        whole.write_text(
+            first + "".join(re.sub(r"^\.(version|target|address_size) .*$", "", ptx, flags=re.M) for ptx in others)
+        )
+        command = [tool("ptxas"), "-v", "-arch", arch, whole, "-o", cubin]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-        path.with_suffix(".says").write_text(result.stderr)
-        if result.returncode == 0 and re.match(READ, name):
+        code = ""
+        if result.returncode == 0 and re.match(READ, names[0]):
             code = subprocess.run([tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=True).stdout
-            path.with_suffix(".sass").write_text(code)
-    gc.collect()
+        says = of_each(r"Compiling entry function '(\w+)'.*", result.stderr)
+        codes = of_each(r"^//-+ \.text\.(\w+) .*", code)
+        for name, path in paths.items():
+            path.with_suffix(".says").write_text(result.stderr if result.returncode else says[name])
+            if result.returncode == 0:
+                path.with_suffix(".sass").write_text(codes.get(name, ""))
 
 
-def compiled(kernel, architectures):
-    """Yield PTX for these architectures. Nine tenths of the time go by before Numba asks for which: once is enough."""
-    try:
-        from numba.cuda.compiler import _compile_pyfunc_with_fixup as analyse
-    except ImportError:  # it is not for others to use
-        yield from ((architecture, kernel.compile(architecture)) for architecture in architectures)
-        return
-    settings = dict.fromkeys(("debug", "lineinfo", "device", "fastmath"), False)
-    with warnings.catch_warnings(), compiling.quick_analysis():
-        warnings.simplefilter("ignore")
-        library, _ = analyse(kernel.function, kernel.signature, cc=(8, 0), opt=True, abi="numba", **settings)
-        for architecture in architectures:
-            (ptx,) = library.get_asm_strs(cc=architecture)
-            yield architecture, kernel.finished(ptx)
+def of_each(heading, text):
+    """Return the parts of a text by the name that is in the heading before each."""
+    _, *parts = re.split(heading, text, flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 @pytest.fixture(scope="module")
 def assembled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernels")
-    # The longest first, so that none is left for the end.
-    names = sorted(compiling.KERNELS, key=lambda name: (not name.startswith("resident_step"), "128" not in name, name))
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        list(pool.map(everything_about, names, [folder] * len(names)))
+        list(pool.map(everything_about, batches(), [folder] * len(batches())))
 
     def found(name, architecture):
         path = folder / f"{name}-sm_{architecture[0]}{architecture[1]}"
-        assert path.with_suffix(".cubin").exists(), path.with_suffix(".says").read_text()
-        code = path.with_suffix(".sass").read_text() if re.match(READ, name) else None
-        return path.with_suffix(".says").read_text(), code, path.with_suffix(".ptx").read_text()
+        assert path.with_suffix(".sass").exists(), path.with_suffix(".says").read_text()
+        return tuple(path.with_suffix(suffix).read_text() for suffix in (".says", ".sass", ".ptx"))
 
     return found
 
@@ -274,19 +290,40 @@ def test_blocks_of_a_cluster_wait_and_read_each_others_memory(name, architecture
     assert ("ld.shared::cluster.f32" in ptx) == clustered
 
 
+def without_counts(ptx):
+    """Return PTX without what Numba counts, and without the name of an array that nobody reads."""
+    return re.sub(r"_ZN08NumbaEnv\w+|B\d+v\d+B|_smem_\d+", "", ptx)
+
+
+@pytest.mark.parametrize("name", ["finish_product", "random_samples_f4"])
+def test_kernels_compiled_for_all_architectures_at_once_are_those_compiled_for_each(name):
+    kernel = compiling.KERNELS[name]
+    together = kernel.compile_for(compiling.ARCHITECTURES)
+    assert list(together) == list(compiling.ARCHITECTURES)
+    for architecture, ptx in together.items():
+        assert without_counts(ptx) == without_counts(kernel.compile(architecture))
+
+
 def test_our_analysis_of_a_kernel_leaves_its_code_as_it_is(monkeypatch):
-    analysis, ssa = (pytest.importorskip(f"numba.cuda.core.{name}") for name in ("analysis", "ssa"))
-    numbas = analysis.compute_live_map, ssa._run_block_rewrite
+    places = {
+        "live_map": ("numba.cuda.core.analysis", "compute_live_map"),
+        "rewriter": ("numba.cuda.core.ssa", "_run_block_rewrite"),
+        "inliner": ("numba.cuda.core.inline_closurecall", "InlineWorker.inline_function"),
+        "resolver": ("numba.core.types.functions", "BaseFunction.get_call_type"),
+    }
+    numbas = {ours: attrgetter(path)(pytest.importorskip(place)) for ours, (place, path) in places.items()}
 
     def code():
-        ptx = compiling.KERNELS["product_128x32"].compile(compiling.ARCHITECTURES[0])
-        return re.sub(r"B\d+v\d+B|_smem_\d+", "", ptx)  # without what Numba counts
+        return without_counts(compiling.KERNELS["product_128x32"].compile(compiling.ARCHITECTURES[0]))
 
     ours = code()
-    asked, given = mock.Mock(wraps=numbas[0]), mock.Mock(return_value=numbas[1])
-    monkeypatch.setattr(compiling, "live_map", asked)
-    monkeypatch.setattr(compiling, "rewriter", given)
+    asked = {name: mock.Mock(side_effect=lambda original: original) for name in places}
+    asked["live_map"] = mock.Mock(wraps=numbas["live_map"])
+    for name, instead in asked.items():
+        monkeypatch.setattr(compiling, name, instead)
     assert code() == ours
-    assert asked.called
-    given.assert_called_once_with(numbas[1])
-    assert (analysis.compute_live_map, ssa._run_block_rewrite) == numbas  # as if we had not been there
+    assert asked.pop("live_map").called
+    for name, instead in asked.items():
+        instead.assert_called_once_with(numbas[name])
+    for name, (place, path) in places.items():  # as if we had not been there
+        assert attrgetter(path)(importlib.import_module(place)) is numbas[name]

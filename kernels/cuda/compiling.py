@@ -34,7 +34,7 @@ import numba
 import numpy as np
 from numba.misc.appdirs import user_cache_dir
 
-from fastperm.kernels.cuda.analysis import live_map, rewriter
+from fastperm.kernels.cuda.analysis import inliner, live_map, resolver, rewriter
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
@@ -61,6 +61,9 @@ except Exception as error:  # a library that it loads at import may be broken in
 
 # Oldest first. PTX for an architecture also runs on later ones: the driver compiles it for the card it finds.
 ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
+
+# The architectures that NVIDIA's compiler makes the same PTX for, but for the line that names them: that of the former.
+_SAME_PTX = {(9, 0): (8, 0)}
 
 # How many blocks may be a cluster, and from which architecture on: they run at the same time, and read each other's
 # shared memory. More than 8 are not promised for every card, and Numba's simulator runs one block at a time.
@@ -153,10 +156,31 @@ class Kernel:
 
     def compile(self, architecture):
         """Return PTX for an architecture, such as (9, 0), whose entry bears the name of the kernel."""
-        with warnings.catch_warnings(), quick_analysis():
+        with quick_analysis(), warnings.catch_warnings():  # the filters as another thread has left them
             warnings.simplefilter("ignore")  # advice about CUDA's own compiler
             ptx, _ = cuda.compile_ptx(self.function, self.signature, cc=architecture)
         return self.finished(ptx)
+
+    def compile_for(self, architectures):
+        """Return what `compile` returns for each of these architectures; what they have in common is done once."""
+        try:  # Numba's analysis, most of the work, is over before it asks for an architecture
+            from numba.cuda.compiler import _compile_pyfunc_with_fixup as analyse
+        except ImportError:  # it is not for others to use
+            analyse = None
+        if analyse is None or len(architectures) == 1:
+            return {architecture: self.compile(architecture) for architecture in architectures}
+        settings = dict.fromkeys(("debug", "lineinfo", "device", "fastmath"), False)
+        found: dict = {}
+        with quick_analysis(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            library, _ = analyse(self.function, self.signature, cc=architectures[0], opt=True, abi="numba", **settings)
+            for architecture in architectures:
+                if (same := found.get(_SAME_PTX.get(architecture))) is not None:
+                    named = f".target {_name_of(architecture)}"
+                    found[architecture] = re.sub(r"^\.target sm_\d+", named, same, flags=re.MULTILINE)
+                else:
+                    (found[architecture],) = library.get_asm_strs(cc=architecture)
+        return {architecture: self.finished(ptx) for architecture, ptx in found.items()}
 
     def finished(self, ptx):
         """Return what Numba has made of the kernel as a GPU should get it."""
@@ -210,14 +234,18 @@ def quick_analysis():
     ours = {
         ("numba.cuda.core.analysis", "compute_live_map"): lambda _: live_map,
         ("numba.cuda.core.ssa", "_run_block_rewrite"): rewriter,
+        ("numba.cuda.core.inline_closurecall", "InlineWorker.inline_function"): inliner,
+        ("numba.core.types.functions", "BaseFunction.get_call_type"): resolver,
     }
     with _analysis, contextlib.ExitStack() as stack:  # another thread would put ours back as Numba's
-        for (place, name), make in ours.items():
-            with contextlib.suppress(ImportError):  # they are not for others to change, and may move
-                module = importlib.import_module(place)
-                if (numbas := getattr(module, name, None)) is not None:
-                    stack.callback(setattr, module, name, numbas)
-                    setattr(module, name, make(numbas))
+        for (place, path), make in ours.items():
+            # They are not for others to change, and may move.
+            with contextlib.suppress(ImportError, AttributeError):
+                *outer, name = path.split(".")
+                owner = functools.reduce(getattr, outer, importlib.import_module(place))
+                numbas = getattr(owner, name)
+                stack.callback(setattr, owner, name, numbas)
+                setattr(owner, name, make(numbas))
         yield
 
 
@@ -256,11 +284,17 @@ def cache_folder():
 
 def fill_cache(architectures=ARCHITECTURES, *, processes=1):
     """Compile all kernels for these architectures into `cache_folder`, and return how many files it has for them."""
-    wanted = [(name, own) for own in architectures for name, kernel in KERNELS.items() if kernel.runs_on(own)]
     if processes == 1:
-        return sum(_ptx(*one).exists() for one in wanted)
+        return sum(_fill(name, architectures) for name in KERNELS)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # Numba compiles in one thread at a time
-        return sum(path.exists() for path in pool.map(_ptx, *zip(*wanted, strict=True)))
+        return sum(pool.map(_fill, KERNELS, [tuple(architectures)] * len(KERNELS)))
+
+
+def _fill(name, architectures):
+    """Compile a kernel into `cache_folder` for those of these architectures that it runs on; return their number."""
+    own = [architecture for architecture in architectures if KERNELS[name].runs_on(architecture)]
+    made = functools.cache(lambda: KERNELS[name].compile_for(own))  # if any of them is missing
+    return sum(_ptx(name, one, make=lambda one=one: made()[one]).exists() for one in own)
 
 
 def compiler():
@@ -333,28 +367,35 @@ def _source_stamp():
 
 def _stored(name, architecture):
     """Return the files of a kernel, the newest last."""
-    found = cache_folder().glob(f"{name}-sm_{architecture[0]}{architecture[1]}-*.ptx")
+    found = cache_folder().glob(f"{name}-{_name_of(architecture)}-*.ptx")
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
-def _ptx(name, architecture, folder=None):
-    """Return the file with the PTX of a kernel, compiled into ``folder``, or `cache_folder`, if it is not there."""
+def _name_of(architecture):
+    return f"sm_{architecture[0]}{architecture[1]}"
+
+
+def _ptx(name, architecture, folder=None, make=None):
+    """Return the file with the PTX of a kernel, compiled into ``folder``, or `cache_folder`, if it is not there.
+
+    ``make`` is called for the PTX; by default the kernel is compiled.
+    """
     made_by = compiler()
     if made_by is None:
         if stored := _stored(name, architecture):
             return stored[-1]
         raise RuntimeError(
-            f"kernel {name} was not compiled for sm_{architecture[0]}{architecture[1]}: numba-cuda "
+            f"kernel {name} was not compiled for {_name_of(architecture)}: numba-cuda "
             f"{NO_COMPILER or 'is not installed'}, and {cache_folder()} does not have it"
         )
-    path = (folder or cache_folder()) / f"{name}-sm_{architecture[0]}{architecture[1]}-{made_by}.ptx"
+    path = (folder or cache_folder()) / f"{name}-{_name_of(architecture)}-{made_by}.ptx"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Processes and threads may compile the same kernel at once: each writes a file of its own.
         unfinished = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         unfinished.touch()  # before it is compiled: this folder may refuse
         try:
-            unfinished.write_text(KERNELS[name].compile(architecture))
+            unfinished.write_text(make() if make else KERNELS[name].compile(architecture))
             unfinished.replace(path)
         except OSError:
             raise
