@@ -25,6 +25,7 @@ from fastperm.kernels.cuda.pooling import (
     sets_of_rows,
 )
 from fastperm.kernels.cuda.product import BLOCKS, NO_POOL, add_parts
+from fastperm.kernels.cuda.vectors import relu
 
 # Harmonics that a thread sums at a time: x is read once for all of them.
 HELD = 4 if SIMULATED else 8
@@ -357,7 +358,7 @@ def _add_harmonics(
     masked_by,  # (T, K), if masked
     with_sets,
     scaled,
-    relu,
+    with_relu,
     masked,
     rows,  # T
     columns,  # K
@@ -375,8 +376,8 @@ def _add_harmonics(
         for h in range(harmonics):
             added += E[row * harmonics + h] * Q[(h * n_sets + s) * columns + column]
         z = out[unit] + (scales[row] * added if scaled else added)
-        if relu:
-            z = zero if z < zero else z  # a NaN stays one
+        if with_relu:
+            z = relu(z)
         if masked:
             z = z if masked_by[unit] > zero else zero
         out[unit] = z

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastperm.kernels.cuda.compiling import cuda, device, kernel
 from fastperm.kernels.cuda.pooling import PARTIAL_ROWS, THREADS, pool_rows, pooled, pooled_nothing
-from fastperm.kernels.cuda.vectors import load4, store4
+from fastperm.kernels.cuda.vectors import load4, relu, store4
 
 NO_POOL = -1  # beside the codes of pooling.py
 
@@ -58,7 +58,7 @@ def part_finisher(part_rows, part_columns, stride, threads):
     @device
     def finish_part(
         shared, first_row, first_column, thread, c, sets, scales, masked_by,
-        with_c, with_sets, scaled, relu, masked, code, out_aligned, rows, columns, before, out,
+        with_c, with_sets, scaled, with_relu, masked, code, out_aligned, rows, columns, before, out,
     ):  # fmt: skip
         for unit in range(thread, part_rows * fours, threads):
             row = first_row + unit // fours
@@ -76,12 +76,11 @@ def part_finisher(part_rows, part_columns, stride, threads):
                     z1 += scale * c1
                     z2 += scale * c2
                     z3 += scale * c3
-                if relu:
-                    # Written so that a NaN stays one.
-                    z0 = zero if z0 < zero else z0
-                    z1 = zero if z1 < zero else z1
-                    z2 = zero if z2 < zero else z2
-                    z3 = zero if z3 < zero else z3
+                if with_relu:
+                    z0 = relu(z0)
+                    z1 = relu(z1)
+                    z2 = relu(z2)
+                    z3 = relu(z3)
                 if masked:
                     h0, h1, h2, h3 = four(masked_by, place, left, out_aligned)
                     z0 = z0 if h0 > zero else zero
@@ -130,7 +129,7 @@ def _finish_product(
     with_c,
     with_sets,
     scaled,
-    relu,
+    with_relu,
     masked,
     weighted,
     code,  # NO_POOL, SUM or MAX
@@ -158,8 +157,8 @@ def _finish_product(
             if with_c:
                 scale = scales[row] if scaled else np.float32(1)
                 z += scale * c[s * columns + column]
-            if relu:
-                z = zero if z < zero else z
+            if with_relu:
+                z = relu(z)
             if masked:
                 z = z if masked_by[place] > zero else zero
             out[place] = z

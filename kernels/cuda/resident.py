@@ -45,6 +45,7 @@ from fastperm.kernels.cuda.vectors import (
     end_copies,
     load1,
     load1_of_block,
+    relu,
     store1,
     wait_for_copies_but_one,
 )
@@ -174,12 +175,6 @@ def _put(parts, place, value, fresh):
 
 
 @device
-def _relu(z):
-    """Return the larger of z and 0; a NaN stays one."""
-    return np.float32(0) if z < np.float32(0) else z
-
-
-@device
 def _masked(z, h):
     return z if h > np.float32(0) else np.float32(0)
 
@@ -189,12 +184,12 @@ def _make(layout, training):
     width, warps, threads, strip_rows = layout.width, layout.warps, layout.threads, layout.strip
     held_columns, held, tile = layout.held_columns, layout.held, layout.tile
     strips_of = strips_of_tensor_cores if layout.tensor_cores else strips_of_multiply_adds
-    place_of_lane, hold_rows, hold_columns, put_strip, *of_products = strips_of(layout)
-    add_outer_product, multiply_strip, add_to_tiles, put_tiles = of_products
+    place_of_lane, hold_rows, hold_columns, rounded, put_strip, *of_products = strips_of(layout)
+    multiply_strip, add_to_tiles, put_tiles = of_products
     # Column j of a thread is its first one, and so many more.
     U, near, far = layout.columns_near
     lead = layout.lead  # of the rows of the weights, in shared memory
-    wide, clustered = layout.wide, layout.clustered
+    wide, clustered, rounds = layout.wide, layout.clustered, layout.tensor_cores is not None
     # Places in shared memory: the weights of a layer, room for work, vectors, and h or g; behind it, w.
     W, free = 0, width * lead
     m = free + layout.work
@@ -203,7 +198,8 @@ def _make(layout, training):
     stages = W if wide else free  # of h, and then dW_self
     thread_rows, warp_threads = layout.rows, layout.rows * layout.columns
     first_row, first_column, steps = layout.rows_at_once, 1 if layout.tensor_cores else 4, layout.steps
-    sums_rows, shares = warps * thread_rows, threads // width
+    sums_rows, sums_lead, shares = warps * thread_rows, layout.sums_lead, threads // width
+    sums_size = sums_rows * sums_lead
     # Rounds of the threads over a matrix of the parameters: so many at once, as many times as it takes.
     held_rounds = min(width // shares, 16)
     times = width // shares // held_rounds
@@ -232,10 +228,16 @@ def _make(layout, training):
             store1(shared, own_sums + j // U * far + j % U * near, np.float32(0))
 
     @device
-    def add_bias_and_relu(b, sums):
+    def begin_with_columns(b, sums):
         for r in range(8):
             for j in range(held_columns):
-                sums[r * held_columns + j] = _relu(sums[r * held_columns + j] + b[j])
+                sums[r * held_columns + j] = b[j]
+
+    @device
+    def begin_with_outer_product(a, b, sums):
+        for r in range(8):
+            for j in range(held_columns):
+                sums[r * held_columns + j] = a[r] * b[j]
 
     @device
     def mask_strip(array, start, stride, a, sums):
@@ -289,13 +291,13 @@ def _make(layout, training):
         column = thread % width
         total = np.float32(0)
         for i in range(thread // width, sums_rows, shares):
-            total += load1(shared, at + i * width + column)
-        store1(shared, at + sums_rows * width + thread, total)
+            total += load1(shared, at + i * sums_lead + column)
+        store1(shared, at + sums_size + thread, total)
         cuda.syncthreads()
         whole = np.float64(0)
         if thread < width:
             for i in range(shares):
-                whole += np.float64(load1(shared, at + (sums_rows + i) * width + thread))
+                whole += np.float64(load1(shared, at + sums_size + i * width + thread))
         if clustered:
             place = exchange(shared, thread, width, whole, shown)
             if thread < width:
@@ -346,7 +348,7 @@ def _make(layout, training):
                 for row in range(thread, min(np.int64(stage), padded - start), threads):
                     for k in range(K):
                         value = x[x_start + (start + row) * K + k] if start + row < count else np.float32(0)
-                        store1(shared, room + k * stage_lead + row, value)
+                        store1(shared, room + k * stage_lead + row, rounded(value))
             else:
                 row = thread % fours * 4
                 if start + row < padded:
@@ -435,10 +437,10 @@ def _make(layout, training):
         block = np.int64(cuda.blockIdx.x)
         warp = thread // warp_threads
         lane = thread % warp_threads
-        # Their elements and columns lie so that every access below is free of bank conflicts.
+        # Their elements and columns lie so that no access of a strip waits for bank conflicts.
         lane_row, lane_column = place_of_lane(lane)
         own_row, own_column = first_row * lane_row, first_column * lane_column
-        own_sums = free + (warp * thread_rows + lane_row) * width + own_column
+        own_sums = free + (warp * thread_rows + lane_row) * sums_lead + own_column
         share, j = thread // width, thread % width  # where threads share a matrix of the parameters
         own_group = thread // group
         kept_start = block * kept_size
@@ -498,6 +500,10 @@ def _make(layout, training):
                                 total += next_a[r] * a[r]
                             add1(shared, own_sums + i // U * far + i % U * near, total)
             column_sums(shared, free, aggregate_divisor, thread, m, shown)
+            if rounds:  # now that the elements are added up as they came
+                for row in range(thread, padded, threads):
+                    for k in range(K):
+                        store1(shared, h + k * stride + row, rounded(load1(shared, h + k * stride + row)))
 
             place = np.int64(0)  # of the parameters of a layer
             for layer in range(depth):
@@ -512,7 +518,7 @@ def _make(layout, training):
                     for i in range(held_rounds):
                         k = first_k + i * shares
                         if k < inner:
-                            store1(shared, W + k * lead + j, of_W[i])
+                            store1(shared, W + k * lead + j, rounded(of_W[i]))
                 vector_product(
                     shared, m, K, parameters, place + K * N, N, np.int64(1), N, place + 2 * K * N, free, thread, c, of_W
                 )
@@ -523,14 +529,16 @@ def _make(layout, training):
                     strip = turn * warps + warp
                     row = strip * strip_rows + own_row
                     if strip < strips:
+                        hold_columns(shared, c + own_column, b)
+                        begin_with_columns(b, sums)
                         multiply_strip(
                             shared, h + strip * strip_rows, stride, W, inner, lane, a, b, next_a, next_b, sums
                         )
                     _syncwarp()
                     if strip < strips:
                         hold_rows(shared, w + row, a)
-                        hold_columns(shared, c + own_column, b)
-                        add_bias_and_relu(b, sums)
+                        for i in range(held):
+                            sums[i] = relu(sums[i])
                         add_to_own_sums(shared, own_sums, a, sums, b)
                         put_strip(shared, h + own_column * stride + row, stride, sums)
                         if training and not last:
@@ -579,9 +587,7 @@ def _make(layout, training):
                         hold_columns(shared, dm + own_column, b)
                         for r in range(8):
                             a[r] *= scale
-                        for i in range(held):
-                            sums[i] = zero
-                        add_outer_product(a, b, sums)
+                        begin_with_outer_product(a, b, sums)
                         mask_strip(shared, h + own_column * stride + row, stride, a, sums)
                         for r in range(8):
                             a[r] = np.float32(1)
@@ -624,7 +630,7 @@ def _make(layout, training):
                             hold_matrix(parameters, place, K, N, first_k, j, of_W)
                             if j < inner:
                                 for i in range(held_rounds):
-                                    store1(shared, W + j * lead + first_k + i * shares, of_W[i])
+                                    store1(shared, W + j * lead + first_k + i * shares, rounded(of_W[i]))
                         cuda.syncthreads()
                         vector_product(
                             shared,
@@ -646,16 +652,16 @@ def _make(layout, training):
                             strip = turn * warps + warp
                             row = strip * strip_rows + own_row
                             if strip < strips:
+                                hold_rows(shared, w + row, a)
+                                hold_columns(shared, dm + own_column, b)
+                                for r in range(8):
+                                    a[r] *= scale
+                                begin_with_outer_product(a, b, sums)
                                 multiply_strip(
                                     shared, h + strip * strip_rows, stride, W, inner, lane, a, b, next_a, next_b, sums
                                 )
                             _syncwarp()
                             if strip < strips:
-                                hold_rows(shared, w + row, a)
-                                hold_columns(shared, dm + own_column, b)
-                                for r in range(8):
-                                    a[r] *= scale
-                                add_outer_product(a, b, sums)
                                 mask_strip(kept, kept_layer + own_column * stride + row, stride, a, sums)
                                 for r in range(8):
                                     a[r] = np.float32(1)

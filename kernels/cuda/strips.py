@@ -4,7 +4,8 @@ Activations lie there with their features in rows, h (K, N). A warp computes a s
 a group of warps a tile of dW_self over its share of the elements. Each thread has 8 elements of a strip, and some
 features, in registers: ``sums[r * held_columns + j]`` for element r and feature j.
 
-There are two ways: fused multiply-adds on blocks of numbers, and tensor cores on fragments (``tensor_cores.py``).
+There are two ways: fused multiply-adds on blocks of numbers, and tensor cores on fragments (``tensor_cores.py``). What
+tensor cores multiply is rounded when it is written to shared memory, as far as it can be: it is read several times.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device
 from fastperm.kernels.cuda.product import holder, outer_product_adder, place_in_grid
-from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
+from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES, as_it_is
 from fastperm.kernels.cuda.vectors import load1, load2, load4, store1, store2, store4
 
 VECTORS = 5  # in shared memory, of one float for each feature
@@ -147,9 +148,14 @@ class Layout(NamedTuple):
         return self.down if self.tensor_cores else 4 * self.down
 
     @property
+    def sums_lead(self):
+        """Floats from the sums of one row of threads to those of the next, which are in other banks."""
+        return self.width + (8 if self.tensor_cores else 1)
+
+    @property
     def work(self):
         """Floats of shared memory for two stages of h, as far as weights do not lie there, or for sums of threads."""
-        sums = self.rows * self.warps * self.width + self.threads
+        sums = self.rows * self.warps * self.sums_lead + self.threads
         stages = max(2 * self.stage_size, self.heaps * self.width * self.lead)
         return max(stages - self.width * self.lead if self.wide else stages, sums)
 
@@ -232,15 +238,19 @@ def strips_of_multiply_adds(layout):
 
     @device
     def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
-        """Multiply a strip, whose features are rows of ``stride``, with the weights; ``inner`` is even."""
+        """Add to the sums a strip, whose features are rows of ``stride``, times the weights; ``inner`` is even."""
         own_row, own_column = place_of_lane(lane)
         place, weights_place = strip + 4 * own_row, weights + 4 * own_column
         # Where compilers keep many sums in memory (`resident`), they do not keep those of this loop alone there.
         own = cuda.local.array(held, np.float32) if held > 64 else sums
-        for i in range(held):
-            own[i] = np.float32(0)
+        if held > 64:
+            keep_quarter(sums, 0, own)
+            keep_quarter(sums, held // 4, own)
+            keep_quarter(sums, held // 2, own)
+            keep_quarter(sums, 3 * held // 4, own)
         # Two steps at a time: shared memory answers one while the other is multiplied.
-        for _ in range(inner // 2):
+        left = np.int32(inner)
+        while True:  # at least once: otherwise the sums would be moved to where they are used next
             hold_rows(shared, place, a)
             hold_columns(shared, weights_place, b)
             hold_rows(shared, place + stride, next_a)
@@ -249,6 +259,9 @@ def strips_of_multiply_adds(layout):
             add_outer_product(next_a, next_b, own)
             place += 2 * stride
             weights_place += 2 * lead
+            left -= np.int32(2)
+            if left <= 0:
+                break
         if held > 64:
             keep_quarter(own, 0, sums)
             keep_quarter(own, held // 4, sums)
@@ -301,10 +314,7 @@ def strips_of_multiply_adds(layout):
                 value = tiles[k * down + j]
                 store1(shared, at, value + load1(shared, at) if adding else value)
 
-    return (
-        *(place_of_lane, hold_rows, hold_columns, put_strip),
-        *(add_outer_product, multiply_strip, add_to_tiles, put_tiles),
-    )
+    return place_of_lane, hold_rows, hold_columns, as_it_is, put_strip, multiply_strip, add_to_tiles, put_tiles
 
 
 def strips_of_tensor_cores(layout):
@@ -313,18 +323,18 @@ def strips_of_tensor_cores(layout):
     Features are the rows of a fragment and elements its columns, so that a thread has pairs of elements side by side.
     Of the 32 threads of a warp, thread 4 g + t has features g and g + 8 of 16, and elements 2 t and 2 t + 1 of 8.
     """
-    held_columns, held, lead, width = layout.held_columns, layout.held, layout.lead, layout.width
+    held_columns, lead, width = layout.held_columns, layout.lead, layout.width
     stage_lead, down, group = layout.stage_lead, layout.down, layout.group
     features, tile_features, tile_columns = width // 16, layout.across // 2, down // 2  # fragments
     cores = layout.tensor_cores
     steps, half, pack = cores.steps, cores.half, cores.pack
-    round_down, round_along, multiply = cores.down, cores.along, cores.multiply
+    take_down, take_along, multiply = cores.down_rounded, cores.along_rounded, cores.multiply
+    rounded = cores.number_rounded  # what is pooled is not: a NaN reaches the loss that way
     assert layout.rows == 4
     assert layout.columns == 8
     assert layout.tile == 4 * tile_features * tile_columns
     assert tile_features == features
     assert layout.stage // layout.groups % steps == 0
-    add_outer_product = outer_product_adder(8, held_columns)
 
     @device
     def place_of_lane(lane):
@@ -342,28 +352,28 @@ def strips_of_tensor_cores(layout):
 
     @device
     def put_strip(array, start, stride, sums):
-        """Write this thread's part of a strip, whose features are rows of ``stride``."""
+        """Write this thread's part of a strip, whose features are rows of ``stride``, rounded."""
         for j in range(held_columns):
             place = start + (j // 2 * 16 + j % 2 * 8) * stride
             for i in range(4):
-                store2(array, place + 8 * i, sums[2 * i * held_columns + j], sums[(2 * i + 1) * held_columns + j])
+                r = 2 * i * held_columns + j
+                store2(array, place + 8 * i, rounded(sums[r]), rounded(sums[r + held_columns]))
 
     @device
     def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
-        """Multiply a strip, whose features are rows of ``stride``, with the weights, for whole steps of ``inner``."""
+        """Add to the sums a strip, whose features are rows of ``stride``, times the weights, in whole steps."""
         place, weights_place = strip + lane % 4 * stride + lane // 4, weights + lane % 4 * lead + lane // 4
         apart, weights_apart = 4 * stride, 4 * lead
-        for i in range(held):
-            sums[i] = np.float32(0)
-        for _ in range(inner // steps):
+        left = np.int32(inner)
+        while True:  # at least once: otherwise the sums would be moved to where they are used next
             for i in range(4):
-                a[2 * i] = round_down(shared, place + 8 * i, apart)
-                a[2 * i + 1] = round_down(shared, place + half * stride + 8 * i, apart)
+                a[2 * i] = take_down(shared, place + 8 * i, apart)
+                a[2 * i + 1] = take_down(shared, place + half * stride + 8 * i, apart)
             for f in range(features):
                 near = weights_place + 16 * f
                 far = near + half * lead
-                w0, w1 = round_down(shared, near, weights_apart), round_down(shared, near + 8, weights_apart)
-                w2, w3 = round_down(shared, far, weights_apart), round_down(shared, far + 8, weights_apart)
+                w0, w1 = take_down(shared, near, weights_apart), take_down(shared, near + 8, weights_apart)
+                w2, w3 = take_down(shared, far, weights_apart), take_down(shared, far + 8, weights_apart)
                 for i in range(4):
                     r = 2 * i * held_columns + 2 * f
                     s = r + held_columns  # the next element
@@ -372,28 +382,42 @@ def strips_of_tensor_cores(layout):
                     )
             place += steps * stride
             weights_place += steps * lead
+            left -= np.int32(steps)
+            if left <= 0:
+                break
 
     @device
     def add_to_tiles(shared, of_stage, of_strip, stride, rows, K, thread, of_g, of_h, tiles):
-        """Add h gᵀ of so many elements, a multiple of steps, to the tile of the group."""
+        """Add h gᵀ of so many elements, a multiple of steps, to the tile of the group.
+
+        Its numbers are in the places that a strip has for those of a fragment: these are registers in a row, for both.
+        """
         lane = thread % 32
         own = lane % 4 * pack
         place = of_stage + lane // 4 * stage_lead + own
         g_place = of_strip + (thread % group // 32 * (8 * tile_columns) + lane // 4) * stride + own
         for row in range(0, rows, steps):
             for j in range(tile_columns):
-                of_g[2 * j] = round_along(shared, g_place + 8 * j * stride + row)
-                of_g[2 * j + 1] = round_along(shared, g_place + 8 * j * stride + row + half)
+                of_g[2 * j] = take_along(shared, g_place + 8 * j * stride + row)
+                of_g[2 * j + 1] = take_along(shared, g_place + 8 * j * stride + row + half)
             for f in range(tile_features):
                 near = place + 16 * f * stage_lead + row
                 far = near + 8 * stage_lead
-                h0, h1 = round_along(shared, near), round_along(shared, far)
-                h2, h3 = round_along(shared, near + half), round_along(shared, far + half)
+                h0, h1 = take_along(shared, near), take_along(shared, far)
+                h2, h3 = take_along(shared, near + half), take_along(shared, far + half)
                 for j in range(tile_columns):
-                    i = 4 * (f * tile_columns + j)
-                    tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3] = multiply(
-                        h0, h1, h2, h3, of_g[2 * j], of_g[2 * j + 1], tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3]
+                    r = 2 * j * held_columns + 2 * f
+                    s = r + held_columns
+                    tiles[r], tiles[s], tiles[r + 1], tiles[s + 1] = multiply(
+                        h0, h1, h2, h3, of_g[2 * j], of_g[2 * j + 1], tiles[r], tiles[s], tiles[r + 1], tiles[s + 1]
                     )
+
+    @device
+    def put_two(shared, at, first, second, adding):
+        if adding:
+            first += load1(shared, at)
+            second += load1(shared, at + 1)
+        store2(shared, at, first, second)
 
     @device
     def put_tiles(shared, start, thread, tiles, adding):
@@ -402,15 +426,8 @@ def strips_of_tensor_cores(layout):
         place = start + lane // 4 * lead + thread % group // 32 * (8 * tile_columns) + 2 * (lane % 4)
         for f in range(tile_features):
             for j in range(tile_columns):
-                for half in range(2):
-                    i, at = 4 * (f * tile_columns + j) + 2 * half, place + (16 * f + 8 * half) * lead + 8 * j
-                    first, second = tiles[i], tiles[i + 1]
-                    if adding:
-                        first += load1(shared, at)
-                        second += load1(shared, at + 1)
-                    store2(shared, at, first, second)
+                r, at = 2 * j * held_columns + 2 * f, place + 16 * f * lead + 8 * j
+                put_two(shared, at, tiles[r], tiles[r + held_columns], adding)
+                put_two(shared, at + 8 * lead, tiles[r + 1], tiles[r + 1 + held_columns], adding)
 
-    return (
-        *(place_of_lane, hold_rows, hold_columns, put_strip),
-        *(add_outer_product, multiply_strip, add_to_tiles, put_tiles),
-    )
+    return place_of_lane, hold_rows, hold_columns, cores.rounded, put_strip, multiply_strip, add_to_tiles, put_tiles

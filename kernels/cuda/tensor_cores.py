@@ -4,7 +4,21 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fastperm.kernels.cuda.compiling import device
-from fastperm.kernels.cuda.vectors import load1, load2, multiply_bf16, multiply_tf32, round_bf16, round_tf32
+from fastperm.kernels.cuda.vectors import (
+    load1,
+    load2,
+    multiply_bf16,
+    multiply_tf32,
+    round_bf16,
+    round_number_tf32,
+    round_tf32,
+)
+
+
+@device
+def as_it_is(x):
+    """Return x."""
+    return x
 
 
 @device
@@ -15,6 +29,16 @@ def _tf32_down(array, place, apart):
 @device
 def _tf32_along(array, place):
     return round_tf32(load1(array, place))
+
+
+@device
+def _rounded_tf32_down(array, place, apart):
+    return load1(array, place)
+
+
+@device
+def _rounded_tf32_along(array, place):
+    return load1(array, place)
 
 
 @device
@@ -34,6 +58,9 @@ class Cores(NamedTuple):
     A register holds ``pack`` rounded numbers, of the steps that thread t of each four has in one half of them. Which
     step a number is of matters to nobody, as long as it is the same in both factors: a pair may be t and t + 4, or 2 t
     and 2 t + 1, whichever is free of bank conflicts.
+
+    Numbers that are multiplied several times may go through ``rounded`` when they are written, or, if a NaN among them
+    comes to light in another way, through ``number_rounded``; then ``down_rounded`` and ``along_rounded`` take them.
     """
 
     name: str
@@ -41,6 +68,10 @@ class Cores(NamedTuple):
     pack: int
     down: Callable  # (array, place, apart): a register of numbers that lie so far apart
     along: Callable  # (array, place): a register of numbers side by side
+    rounded: Callable  # (x,): a float32
+    number_rounded: Callable
+    down_rounded: Callable
+    along_rounded: Callable
     multiply: Callable
 
     @property
@@ -50,6 +81,13 @@ class Cores(NamedTuple):
 
 
 TENSOR_CORES = {
-    "tf32": Cores("tf32", 8, 1, _tf32_down, _tf32_along, multiply_tf32),
-    "bfloat16": Cores("bf16", 16, 2, _bf16_down, _bf16_along, multiply_bf16),
+    "tf32": Cores(
+        *("tf32", 8, 1, _tf32_down, _tf32_along),
+        *(round_tf32, round_number_tf32, _rounded_tf32_down, _rounded_tf32_along, multiply_tf32),
+    ),
+    # A register is two numbers, which are rounded as they are put together.
+    "bfloat16": Cores(
+        *("bf16", 16, 2, _bf16_down, _bf16_along),
+        *(as_it_is, as_it_is, _bf16_down, _bf16_along, multiply_bf16),
+    ),
 }

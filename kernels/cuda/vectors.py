@@ -50,6 +50,11 @@ if SIMULATED or cuda is None:
         target[place : place + 4] = source[source_place : source_place + 4]
 
     @device
+    def copy4_or_zeros(target, place, source, source_place, there):
+        """Begin to copy like `copy4`, or, if they are not ``there``, to write zeros."""
+        target[place : place + 4] = source[source_place : source_place + 4] if there else np.float32(0)
+
+    @device
     def end_copies():
         """Make the copies that this thread has begun one group."""
 
@@ -87,11 +92,23 @@ if SIMULATED or cuda is None:
         return next(own.cuda for own in (resident, product_on_cores) if hasattr(own.cuda, "threadIdx"))
 
     @device
+    def relu(z):
+        """Return the larger of z and 0; a NaN stays one."""
+        return np.float32(0) if z <= np.float32(0) else z
+
+    @device
     def round_tf32(x):
         """Return the nearest TF32; tensor cores by themselves cut off the last 13 bits. A NaN stays one."""
         if not abs(x) < np.float32(np.inf):  # a NaN stays one, whatever its bits
             return np.float32(np.nan) if np.isnan(x) else x
         return ((np.array(x, np.float32).view(np.int32) + np.int32(1 << 12)) & np.int32(-1 << 13)).view(np.float32)[()]
+
+    @device
+    def round_number_tf32(x):
+        """Return what `round_tf32` does, with half of the work; a NaN may become zero."""
+        # As an array, which goes round at the end without a word.
+        bits = np.array([x], np.float32).view(np.int32) + np.int32(1 << 12)
+        return (bits & np.int32(-1 << 13)).view(np.float32)[0]
 
     @device
     def round_bf16(low, high):
@@ -220,21 +237,32 @@ else:
     def _assembly(code, constraints, *kinds):
         return ir.InlineAsm(ir.FunctionType(ir.VoidType(), kinds), code, f"{constraints}~{{memory}}", side_effect=True)
 
+    def _copy(context, builder, signature, arguments):
+        """Begin to copy; the last argument, if there are five, says whether the numbers are there."""
+        to, source = (
+            _address(context, builder, kind, of, _FLOAT)
+            for kind, of in zip((signature.args[0], signature.args[2]), (arguments[:2], arguments[2:4]), strict=True)
+        )
+        # As the compiler says it, who knows where the array lies, so that it takes no instruction.
+        to = builder.addrspacecast(to, _FLOAT.as_pointer(_SHARED))
+        addresses = [builder.ptrtoint(to, _INT), builder.ptrtoint(source, ir.IntType(64))]
+        if len(arguments) == 4:
+            copy = _assembly("cp.async.cg.shared.global [$0], [$1], 16;", "r,l,", _INT, ir.IntType(64))
+            builder.call(copy, addresses)
+        else:  # so many bytes are read, and the others are zero
+            count = builder.select(arguments[4], ir.Constant(_INT, 16), ir.Constant(_INT, 0))
+            copy = _assembly("cp.async.cg.shared.global [$0], [$1], 16, $2;", "r,l,r,", _INT, ir.IntType(64), _INT)
+            builder.call(copy, [*addresses, count])
+
     @intrinsic
     def copy4(typing_context, target, place, source, source_place):
         """Begin to copy four float32 from global to shared memory; both places are multiples of 4."""
-        copy = _assembly("cp.async.cg.shared.global [$0], [$1], 16;", "r,l,", _INT, ir.IntType(64))
+        return types.void(target, types.int64, source, types.int64), _copy
 
-        def generate(context, builder, signature, arguments):
-            to, source = (
-                _address(context, builder, kind, of, _FLOAT)
-                for kind, of in zip((signature.args[0], signature.args[2]), (arguments[:2], arguments[2:]), strict=True)
-            )
-            # As the compiler says it, who knows where the array lies, so that it takes no instruction.
-            to = builder.addrspacecast(to, _FLOAT.as_pointer(_SHARED))
-            builder.call(copy, [builder.ptrtoint(to, _INT), builder.ptrtoint(source, ir.IntType(64))])
-
-        return types.void(target, types.int64, source, types.int64), generate
+    @intrinsic
+    def copy4_or_zeros(typing_context, target, place, source, source_place, there):
+        """Begin to copy like `copy4`, or, if they are not ``there``, to write zeros."""
+        return types.void(target, types.int64, source, types.int64, types.boolean), _copy
 
     @intrinsic
     def end_copies(typing_context):
@@ -292,12 +320,28 @@ else:
         builder.call(_assembly(code, ""), [])
 
     @intrinsic
+    def relu(typing_context, z):
+        """Return the larger of z and 0; a NaN stays one."""
+        larger = ir.InlineAsm(ir.FunctionType(_FLOAT, [_FLOAT]), "max.NaN.f32 $0, $1, 0f00000000;", "=f,f")
+        return types.float32(types.float32), lambda _, builder, __, arguments: builder.call(larger, arguments)
+
+    @intrinsic
     def round_tf32(typing_context, x):
         """Return the nearest TF32; tensor cores by themselves cut off the last 13 bits. A NaN stays one."""
         rounded = ir.InlineAsm(ir.FunctionType(_INT, [_FLOAT]), "cvt.rna.tf32.f32 $0, $1;", "=r,f")
 
         def generate(context, builder, signature, arguments):
             return builder.bitcast(builder.call(rounded, arguments), _FLOAT)
+
+        return types.float32(types.float32), generate
+
+    @intrinsic
+    def round_number_tf32(typing_context, x):
+        """Return what `round_tf32` does, with half of the work; a NaN may become zero."""
+
+        def generate(context, builder, signature, arguments):
+            bits = builder.add(builder.bitcast(arguments[0], _INT), ir.Constant(_INT, 1 << 12))
+            return builder.bitcast(builder.and_(bits, ir.Constant(_INT, -1 << 13)), _FLOAT)
 
         return types.float32(types.float32), generate
 
