@@ -100,5 +100,12 @@ def to_bf16(x):
     return np.where(np.abs(nearest) >= 2.0**128, np.copysign(np.inf, x), nearest)
 
 
+def to_tf32(x):
+    """Return the nearest numbers of TF32: 11 bits from the leading one on; ties away from zero."""
+    x = np.asarray(x, np.float64)
+    spacing = np.exp2(np.frexp(x)[1] - 11.0)
+    return np.copysign(np.floor(np.abs(x) / spacing + 0.5) * spacing, x)
+
+
 # float64: sums of up to a few hundred terms of size 1, at 1e-16 each. float32: the same at 6e-8.
 TOLERANCES = {"float64": 1e-12, "float32": 2e-5}

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from cases import Case, as_dtype, error, poisoned, to_bf16
+from cases import Case, as_dtype, error, poisoned, to_bf16, to_tf32
 
 import fastperm
 from fastperm.kernels import reference
@@ -881,6 +881,26 @@ def test_a_tile_of_tensor_cores_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
 
 
 @ON_TENSOR_CORES
+def test_factors_are_rounded_to_the_nearest_number_of_a_precision(cuda, precision):
+    """And not cut off, as tensor cores would: one factor is the identity, so that the product is the other."""
+    from fastperm.kernels.cuda import product
+
+    generator, xp, size = np.random.default_rng(SEED), compiling.xp(), 20 if compiling.SIMULATED else 132
+    some, one = generator.standard_normal((size, size)).astype(np.float32), np.eye(size, dtype=np.float32)
+    wanted = {"tf32": to_tf32, "bfloat16": to_bf16}[precision](some)
+    assert product.way_of(size, size, precision) == product.ON_CORES
+    for A, B in ((some, one), (one, some)):
+        for B_along_k in (False, True):
+            out = xp.asarray(poisoned((size, size), "float32"))
+            weights = xp.asarray(np.ascontiguousarray(B.T if B_along_k else B))
+            product.product(xp.asarray(A), weights, out, B_along_k=B_along_k, precision=precision)
+            np.testing.assert_array_equal(on_host(out), wanted)
+        total = xp.zeros((size, size), np.float32)
+        product.add_transposed_product(xp.asarray(np.ascontiguousarray(A.T)), xp.asarray(B), total, precision=precision)
+        np.testing.assert_array_equal(on_host(total), wanted)
+
+
+@ON_TENSOR_CORES
 def test_factors_that_tensor_cores_cannot_fetch_are_left_to_the_library(cuda, precision, monkeypatch):
     from fastperm.kernels.cuda import product
 
@@ -893,12 +913,16 @@ def test_factors_that_tensor_cores_cannot_fetch_are_left_to_the_library(cuda, pr
     asked = []
     matmul = product.matmul
     monkeypatch.setattr(product, "matmul", lambda *one, **how: (asked.append(how), matmul(*one, **how)))
-    for unaligned in (False, True):
+    of_parameters = xp.asarray(np.append(np.float32(7), B))[1:].reshape(16, 16)  # weights are copied, if need be
+    for factor, weights, by_library in (
+        (xp.asarray(A), xp.asarray(B), False),
+        (xp.asarray(A), of_parameters, False),
+        (flat[1:].reshape(5, 16), xp.asarray(B), True),
+    ):
         out = xp.asarray(poisoned((5, 16), "float32"))
-        factor = flat[1:].reshape(5, 16) if unaligned else xp.asarray(A)
-        product.product(factor, xp.asarray(B), out, precision=precision)
+        product.product(factor, weights, out, precision=precision)
         np.testing.assert_array_equal(on_host(out), A)
-        assert len(asked) == unaligned
+        assert len(asked) == by_library
 
 
 @pytest.mark.parametrize("start", [0, 1], ids=["aligned", "unaligned"])
@@ -1023,7 +1047,7 @@ LEAST = {"tf32": 1e-6, "bfloat16": 1e-4}  # what both are at least: more than in
 ROUNDED_NETWORKS = (
     [("tf32", 16), ("bfloat16", 16), ("bfloat16", 20), ("bfloat16", 36)]  # on chip, and layer by layer
     if compiling.SIMULATED
-    else [(precision, width) for precision in MOST for width in (16, 32, 64, 128)]
+    else [(precision, width) for precision in MOST for width in (16, 32, 64, 128, 256)]
 )
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
+from fastperm.kernels.cuda.vectors import round_tf32
 
 THREADS = 4 if SIMULATED else 256
 
@@ -14,16 +15,17 @@ def copied(
     *,
     start=0,  # the element of x that comes first
     negated=False,
+    tf32=False,  # rounded
 ):
     """Return a copy that takes the elements of x in another order."""
     out = xp().empty(shape, np.float32)
     missing = 3 - len(shape)
     layout = ((1,) * missing + tuple(shape))[1:] + (0,) * missing + tuple(strides)
-    _copied(-(-out.size // THREADS), x, start, *layout, -1.0 if negated else 1.0, out.size, out)
+    _copied(-(-out.size // THREADS), x, start, *layout, -1.0 if negated else 1.0, tf32, out.size, out)
     return out
 
 
-@kernel("f4* i8 i8 i8 i8 i8 i8 f4 i8 f4*", threads=THREADS)
+@kernel("f4* i8 i8 i8 i8 i8 i8 f4 i4 i8 f4*", threads=THREADS)
 def _copied(
     x,
     start,
@@ -33,6 +35,7 @@ def _copied(
     row_stride,
     column_stride,
     factor,
+    rounded,  # to TF32
     size,
     out,  # (size / (rows · columns), rows, columns)
 ):
@@ -40,4 +43,5 @@ def _copied(
     if i < size:
         row = i // columns
         place = row // rows * stride + row % rows * row_stride + i % columns * column_stride
-        out[i] = factor * x[start + place]
+        value = factor * x[start + place]
+        out[i] = round_tf32(value) if rounded else value

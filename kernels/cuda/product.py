@@ -101,22 +101,23 @@ def product(
     partials = None if code == NO_POOL else partial_sums(rows, n_sets, columns)
     given = (c, sets, scales, masked_by, weights)
     flags = flags_of(*given, relu, code)
-    alignment = (
-        *(aligned(A, inner), aligned(B, inner if B_along_k else columns)),
-        all(aligned(array, columns) for array in (out, c, masked_by)),
-    )
-    way = way_of(inner, columns, precision, is_aligned=all(alignment))
+    A_aligned, B_aligned = aligned(A, inner), aligned(B, inner if B_along_k else columns)
+    out_aligned = all(aligned(array, columns) for array in (out, c, masked_by))
+    way = way_of(inner, columns, precision, is_aligned=A_aligned and out_aligned)
     if way == BY_LIBRARY:
         matmul(A, B, out, precision, B_turned=B_along_k)
         if any(flags[:-1]) or code != NO_POOL:
             finish_product(given, flags, out, partials)
         return partials
+    if way == ON_CORES:
+        B = product_on_cores.weights_for(precision, B, is_aligned=B_aligned)  # they begin anywhere among the parameters
     own_tile, kernels = suited(columns)
     tiles = _tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
     factors, shape = (A, B, *given, *flags), (rows, columns, inner, inner)
     if way == ON_CORES:
         product_on_cores.launch(tiles, precision, *factors, *shape, out, partials, A_along_k=True, B_along_k=B_along_k)
     else:
+        alignment = A_aligned, B_aligned, out_aligned
         kernels["turned" if B_along_k else "plain"](tiles, *factors, *alignment, *shape, out, partials)
     return partials
 

@@ -1,10 +1,10 @@
 """The product of ``product.py`` on tensor cores, in one launch with its start and its finish.
 
-Both factors come as they are, in float32, by copies that need no register, two stages ahead of the one that is
-multiplied, and are rounded on their way from shared memory to the registers. A warp has fragments of 16 rows × 8
-columns; thread 4 g + t of it holds rows g and g + 8 of a fragment, and steps t and t + 4 of eight or, where a register
-has two of them, 2 t, 2 t + 1 and those eight further of sixteen. Room between the lines keeps all accesses off each
-other's banks.
+Both factors come in float32, by copies that need no register, two stages ahead of the one that is multiplied, and are
+rounded on their way from shared memory to the registers, but for weights in TF32, which were rounded before. A warp has
+fragments of 16 rows × 8 columns; thread 4 g + t of it holds rows g and g + 8 of a fragment, and steps t and t + 4 of
+eight or, where a register has two of them, 2 t, 2 t + 1 and those eight further of sixteen. Room between the lines
+keeps all accesses off each other's banks.
 """
 
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, cuda, device, kernel
+from fastperm.kernels.cuda.copying import copied
 from fastperm.kernels.cuda.product_finish import part_finisher
 from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
 from fastperm.kernels.cuda.vectors import (
-    copy4,
+    copy4_or_zeros,
     end_copies,
     store2,
-    store4,
     wait_for_copies_but_one,
 )
 
@@ -86,43 +86,52 @@ def _loader(cores, along_k, length, inner, threads):
     across = (inner if along_k else length) // 4  # threads that share a line
     lines = threads // across  # at once
     own = (length if along_k else inner) // lines
-    stride, zero = _stride(cores, along_k, length, inner), np.float32(0)
+    stride = _stride(cores, along_k, length, inner)
+    apart = 4 // cores.pack  # lines whose places are in different banks
     assert lines * across == threads
     assert own * lines == (length if along_k else inner)
+    assert lines % (2 * apart) == 0 or not along_k
+
+    @device
+    def own_place(thread):
+        line, four = thread // across, thread % across * 4
+        if along_k:  # eight threads, which write at once, have two lines
+            line = line // (2 * apart) * (2 * apart) + line % 2 * apart + line // 2 % apart
+        return line, four
 
     @device
     def begin(lead, first, first_k, thread):
-        line, four = thread // across, thread % across * 4
+        line, four = own_place(thread)
         start = (first + line) * lead + first_k + four if along_k else (first_k + line) * lead + first + four
         return start, lines * lead, line * stride + four
 
     @device
     def fetch(matrix, start, jump, place, first, end, first_k, end_k, shared, thread):
-        line, four = thread // across, thread % across * 4
+        line, four = own_place(thread)
         # As small numbers, which take one instruction to compare.
         left = np.int32(min(end - first if along_k else end_k - first_k, np.int64(1 << 20)))
         there = four < (end_k - first_k if along_k else end - first)
         for i in range(own):
-            if there and line + i * lines < left:
-                copy4(shared, place + i * lines * stride, matrix, start + i * jump)
-            else:
-                store4(shared, place + i * lines * stride, zero, zero, zero, zero)
+            copy4_or_zeros(
+                shared, place + i * lines * stride, matrix, start + i * jump, there and line + i * lines < left
+            )
 
     return begin, fetch
 
 
-def _holder(cores, along_k, stride):
-    """Return a function that takes a thread's steps of a line into two registers of a fragment, rounded."""
-    half, round_along, round_down = cores.half, cores.along, cores.down
+def _holder(cores, along_k, stride, *, rounded=False):
+    """Return a function that takes a thread's steps of a line, ``rounded`` or not, into two registers of a fragment."""
+    half = cores.half
+    take_along, take_down = (cores.along_rounded, cores.down_rounded) if rounded else (cores.along, cores.down)
 
     @device
     def hold(shared, place, registers, i):
         if along_k:
-            registers[i] = round_along(shared, place)
-            registers[i + 1] = round_along(shared, place + half)
+            registers[i] = take_along(shared, place)
+            registers[i + 1] = take_along(shared, place + half)
         else:
-            registers[i] = round_down(shared, place, stride)
-            registers[i + 1] = round_down(shared, place + half * stride, stride)
+            registers[i] = take_down(shared, place, stride)
+            registers[i + 1] = take_down(shared, place + half * stride, stride)
 
     return hold
 
@@ -138,7 +147,8 @@ def make(name, tile, cores, A_along_k, B_along_k):
     begin_B, fetch_B = _loader(cores, B_along_k, columns_tile, inner_tile, threads)
     A_stride = _stride(cores, A_along_k, rows_tile, inner_tile)
     B_stride = _stride(cores, B_along_k, columns_tile, inner_tile)
-    hold_A, hold_B = _holder(cores, A_along_k, A_stride), _holder(cores, B_along_k, B_stride)
+    hold_A = _holder(cores, A_along_k, A_stride)
+    hold_B = _holder(cores, B_along_k, B_stride, rounded=A_along_k)  # then these are weights
     # From one row or column to the next in shared memory, and from one step to the next.
     A_line, A_step = (A_stride, 1) if A_along_k else (1, A_stride)
     B_line, B_step = (B_stride, 1) if B_along_k else (1, B_stride)
@@ -156,7 +166,7 @@ def make(name, tile, cores, A_along_k, B_along_k):
     )
     def multiply(
         A,  # (R, K) along k, else (K, R)
-        B,  # (N, K) along k, else (K, N)
+        B,  # (N, K) along k, else (K, N); with A along k from `weights_for`
         c,  # (S, N), if with_c
         sets,  # (R,), if with_sets
         scales,  # (R,), if scaled
@@ -269,6 +279,13 @@ KERNELS_OF = {
     precision: {along_k: make(f"{name}_{cores.name}", TILE, cores, *along_k) for along_k, name in WAYS.items()}
     for precision, cores in TENSOR_CORES.items()
 }
+
+
+def weights_for(precision, B, *, is_aligned):
+    """Return weights as the kernels of a precision take them: copied, if they have to be rounded or aligned."""
+    if precision != "tf32" and is_aligned:
+        return B
+    return copied(B, B.shape, (B.shape[1], 1), tf32=precision == "tf32")
 
 
 def launch(blocks, precision, *arguments, A_along_k, B_along_k):
