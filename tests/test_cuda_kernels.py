@@ -847,7 +847,10 @@ def products_of_integers(counts, inner, columns, precisions=("tf32", "bfloat16")
     ("counts", "inner", "columns"),
     [((3,), 16, 16), ((30, 1, 18), 20, 36), ((1, 39), 36, 20)]
     if compiling.SIMULATED
-    else [((3,), 16, 16), ((300, 1, 212), 20, 132), ((1, 4095), 132, 260), ((512,) * 40, 512, 64), ((7,), 1020, 128)],
+    else [
+        *(((3,), 16, 16), ((300, 1, 212), 20, 132), ((1, 4095), 132, 260)),
+        *(((512,) * 40, 512, 64), ((512,) * 40, 16, 128), ((7,), 1020, 128)),
+    ],
     ids=str,
 )
 def test_a_product_on_tensor_cores_finishes_as_a_layer_needs(cuda, counts, inner, columns):

@@ -229,6 +229,8 @@ def test_products_on_tensor_cores_hold_all_sums_in_registers(name, architecture,
     assert len(re.findall("LDGSTS", loop)) == 8  # factors come without a register
     assert set(re.findall(r"\bHMMA[.\w]*", code)) == {cores}
     assert not re.search(r"\b(LDL|STL)\b", code)  # no array in memory
+    # All copies have arrived before the finished tile takes their place.
+    assert re.search(r"DEPBAR\.LE SB0, 0x1(.*\n)+?.*\bBAR\.SYNC(.*\n)+?.*\bSTS", code.rpartition("LDGSTS")[2])
     for pattern in (r"STG\.E\S*\.128", r"LDS\.128"):  # of the finish
         assert re.search(pattern, code), f"no {pattern} in {name}"
 

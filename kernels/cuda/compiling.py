@@ -284,10 +284,11 @@ def cache_folder():
 
 def fill_cache(architectures=ARCHITECTURES, *, processes=1):
     """Compile all kernels for these architectures into `cache_folder`, and return how many files it has for them."""
+    wanted = [tuple(architectures)] * len(KERNELS)
     if processes == 1:
-        return sum(_fill(name, architectures) for name in KERNELS)
+        return sum(map(_fill, KERNELS, wanted))
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # Numba compiles in one thread at a time
-        return sum(pool.map(_fill, KERNELS, [tuple(architectures)] * len(KERNELS)))
+        return sum(pool.map(_fill, KERNELS, wanted))
 
 
 def _fill(name, architectures):

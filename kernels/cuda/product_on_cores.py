@@ -1,10 +1,10 @@
 """The product of ``product.py`` on tensor cores, in one launch with its start and its finish.
 
 Both factors come in float32, by copies that need no register, two stages ahead of the one that is multiplied, and are
-rounded on their way from shared memory to the registers, but for weights in TF32, which were rounded before. A warp has
-fragments of 16 rows × 8 columns; thread 4 g + t of it holds rows g and g + 8 of a fragment, and steps t and t + 4 of
-eight or, where a register has two of them, 2 t, 2 t + 1 and those eight further of sixteen. Room between the lines
-keeps all accesses off each other's banks.
+rounded on their way from shared memory to the registers, but for weights in TF32, which were rounded before
+(`weights_for`). A warp has fragments of 16 rows × 8 columns; thread 4 g + t of it holds rows g and g + 8 of a fragment,
+and steps t and t + 4 of eight or, where a register has two of them, 2 t, 2 t + 1 and those eight further of sixteen.
+Room between the lines keeps all accesses off each other's banks.
 """
 
 from typing import NamedTuple
@@ -216,12 +216,14 @@ def make(name, tile, cores, A_along_k, B_along_k):
         B_place += B_room
         next_k = k
         for ahead in range(STAGES - 1):
-            fetch_A(A, A_start, A_jump, A_place + ahead * stage, first_row, rows, next_k, end_k, shared, thread)
-            fetch_B(B, B_start, B_jump, B_place + ahead * stage, first_column, columns, next_k, end_k, shared, thread)
+            if next_k < end_k:
+                room = ahead * stage
+                fetch_A(A, A_start, A_jump, A_place + room, first_row, rows, next_k, end_k, shared, thread)
+                fetch_B(B, B_start, B_jump, B_place + room, first_column, columns, next_k, end_k, shared, thread)
+                A_start += A_further
+                B_start += B_further
+                next_k += inner_tile
             end_copies()
-            A_start += A_further
-            B_start += B_further
-            next_k += inner_tile
         room, next_room = 0, (STAGES - 1) * stage  # of the stage that is multiplied, and of the one that is fetched
         while k < end_k:
             wait_for_copies_but_one()
@@ -250,6 +252,7 @@ def make(name, tile, cores, A_along_k, B_along_k):
             next_room = room
             room = room + stage if room < (STAGES - 1) * stage else 0
             k += inner_tile
+        wait_for_copies_but_one()  # no copy is on its way any more: the last group is empty
         cuda.syncthreads()  # the finished tile takes the place of the stages
 
         # The tile goes through shared memory: rows are written whole, and their columns can be added up.

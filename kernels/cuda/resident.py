@@ -437,7 +437,7 @@ def _make(layout, training):
         block = np.int64(cuda.blockIdx.x)
         warp = thread // warp_threads
         lane = thread % warp_threads
-        # Their elements and columns lie so that no access of a strip waits for bank conflicts.
+        # Their elements and columns lie so that accesses of a strip hardly wait for bank conflicts.
         lane_row, lane_column = place_of_lane(lane)
         own_row, own_column = first_row * lane_row, first_column * lane_column
         own_sums = free + (warp * thread_rows + lane_row) * sums_lead + own_column
