@@ -414,6 +414,7 @@ def strips_of_tensor_cores(layout):
 
     @device
     def put_two(shared, at, first, second, adding):
+        # As a loop over both pairs of a fragment, this made NVIDIA's compiler for sm_100 crash at width 32.
         if adding:
             first += load1(shared, at)
             second += load1(shared, at + 1)
