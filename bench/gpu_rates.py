@@ -1,7 +1,7 @@
 """The best rates of a GPU, and those of our tiles beside cuBLAS; part of `gpu`.
 
-Bare products are in true float32. On tensor cores a product is timed with all that a layer does with it, by our tile in
-one launch and by cuBLAS and a pass that finishes it: that says from which width on the library pays. Times are those of
+Bare products are in true float32. On tensor cores a product is timed with all that a layer does with it, by our tile
+and by cuBLAS and a pass that finishes it: that says from which width on the library pays. Times are those of
 events on the stream, over launches in a row; the best of several rows counts, as everywhere for bare rates. Narrow
 layers have more elements there, or the host would take longer to launch them than the card to compute them.
 """

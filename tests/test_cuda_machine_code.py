@@ -111,7 +111,7 @@ CORES = {"tf32": "HMMA.1688.F32.TF32", "bf16": "HMMA.16816.F32.BF16"}
 def everywhere(kind=""):
     """Parametrise a test by the kernels whose names match, and the architectures that they run on."""
     cases = [
-        pytest.param(name, architecture, id=f"{name}-sm_{architecture[0]}{architecture[1]}")
+        pytest.param(name, architecture, id=f"{name}-{compiling.name_of(architecture)}")
         for architecture in compiling.ARCHITECTURES
         for name in BUDGETS
         if re.match(kind, name) and compiling.KERNELS[name].runs_on(architecture)
@@ -150,7 +150,7 @@ def everything_about(names, folder):
             texts.setdefault(architecture, {})[name] = ptx
         gc.collect()
     for architecture, of_kernels in texts.items():
-        arch = f"sm_{architecture[0]}{architecture[1]}"
+        arch = compiling.name_of(architecture)
         paths = {name: folder / f"{name}-{arch}" for name in of_kernels}
         for name, ptx in of_kernels.items():
             paths[name].with_suffix(".ptx").write_text(ptx)
@@ -185,7 +185,7 @@ def assembled(tmp_path_factory):
         list(pool.map(everything_about, batches(), [folder] * len(batches())))
 
     def found(name, architecture):
-        path = folder / f"{name}-sm_{architecture[0]}{architecture[1]}"
+        path = folder / f"{name}-{compiling.name_of(architecture)}"
         assert path.with_suffix(".sass").exists(), path.with_suffix(".says").read_text()
         return tuple(path.with_suffix(suffix).read_text() for suffix in (".says", ".sass", ".ptx"))
 

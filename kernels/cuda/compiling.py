@@ -176,7 +176,7 @@ class Kernel:
             library, _ = analyse(self.function, self.signature, cc=architectures[0], opt=True, abi="numba", **settings)
             for architecture in architectures:
                 if (same := found.get(_SAME_PTX.get(architecture))) is not None:
-                    named = f".target {_name_of(architecture)}"
+                    named = f".target {name_of(architecture)}"
                     found[architecture] = re.sub(r"^\.target sm_\d+", named, same, flags=re.MULTILINE)
                 else:
                     (found[architecture],) = library.get_asm_strs(cc=architecture)
@@ -368,11 +368,12 @@ def _source_stamp():
 
 def _stored(name, architecture):
     """Return the files of a kernel, the newest last."""
-    found = cache_folder().glob(f"{name}-{_name_of(architecture)}-*.ptx")
+    found = cache_folder().glob(f"{name}-{name_of(architecture)}-*.ptx")
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
-def _name_of(architecture):
+def name_of(architecture):
+    """Return what NVIDIA calls an architecture: sm_90 for (9, 0)."""
     return f"sm_{architecture[0]}{architecture[1]}"
 
 
@@ -386,10 +387,10 @@ def _ptx(name, architecture, folder=None, make=None):
         if stored := _stored(name, architecture):
             return stored[-1]
         raise RuntimeError(
-            f"kernel {name} was not compiled for {_name_of(architecture)}: numba-cuda "
+            f"kernel {name} was not compiled for {name_of(architecture)}: numba-cuda "
             f"{NO_COMPILER or 'is not installed'}, and {cache_folder()} does not have it"
         )
-    path = (folder or cache_folder()) / f"{name}-{_name_of(architecture)}-{made_by}.ptx"
+    path = (folder or cache_folder()) / f"{name}-{name_of(architecture)}-{made_by}.ptx"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Processes and threads may compile the same kernel at once: each writes a file of its own.

@@ -109,16 +109,15 @@ def product(
         if any(flags[:-1]) or code != NO_POOL:
             finish_product(given, flags, out, partials)
         return partials
+    rest, shape = (*given, *flags), (rows, columns, inner, inner)
     if way == ON_CORES:
         B = product_on_cores.weights_for(precision, B, is_aligned=B_aligned)  # they begin anywhere among the parameters
-    own_tile, kernels = suited(columns)
-    tiles = _tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
-    factors, shape = (A, B, *given, *flags), (rows, columns, inner, inner)
-    if way == ON_CORES:
-        product_on_cores.launch(tiles, precision, *factors, *shape, out, partials, A_along_k=True, B_along_k=B_along_k)
+        tiles, how = _tiles(product_on_cores.TILE, rows, columns), {"A_along_k": True, "B_along_k": B_along_k}
+        product_on_cores.launch(tiles, precision, A, B, *rest, *shape, out, partials, **how)
     else:
-        alignment = A_aligned, B_aligned, out_aligned
-        kernels["turned" if B_along_k else "plain"](tiles, *factors, *alignment, *shape, out, partials)
+        tile, kernels = suited(columns)
+        tiles, alignment = _tiles(tile, rows, columns), (A_aligned, B_aligned, out_aligned)
+        kernels["turned" if B_along_k else "plain"](tiles, A, B, *rest, *alignment, *shape, out, partials)
     return partials
 
 

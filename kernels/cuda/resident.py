@@ -36,6 +36,7 @@ from fastperm.kernels.cuda.strips import (
     strips_of_multiply_adds,
     strips_of_tensor_cores,
 )
+from fastperm.kernels.cuda.tensor_cores import as_it_is
 from fastperm.kernels.cuda.vectors import (
     add1,
     cluster_barrier,
@@ -189,7 +190,7 @@ def _make(layout, training):
     # Column j of a thread is its first one, and so many more.
     U, near, far = layout.columns_near
     lead = layout.lead  # of the rows of the weights, in shared memory
-    wide, clustered, rounds = layout.wide, layout.clustered, layout.tensor_cores is not None
+    wide, clustered, rounds = layout.wide, layout.clustered, rounded is not as_it_is
     # Places in shared memory: the weights of a layer, room for work, vectors, and h or g; behind it, w.
     W, free = 0, width * lead
     m = free + layout.work

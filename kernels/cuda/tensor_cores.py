@@ -37,11 +37,6 @@ def _rounded_tf32_down(array, place, apart):
 
 
 @device
-def _rounded_tf32_along(array, place):
-    return load1(array, place)
-
-
-@device
 def _bf16_down(array, place, apart):
     return round_bf16(load1(array, place), load1(array, place + apart))
 
@@ -83,7 +78,7 @@ class Cores(NamedTuple):
 TENSOR_CORES = {
     "tf32": Cores(
         *("tf32", 8, 1, _tf32_down, _tf32_along),
-        *(round_tf32, round_number_tf32, _rounded_tf32_down, _rounded_tf32_along, multiply_tf32),
+        *(round_tf32, round_number_tf32, _rounded_tf32_down, load1, multiply_tf32),
     ),
     # A register is two numbers, which are rounded as they are put together.
     "bfloat16": Cores(
