@@ -575,7 +575,7 @@ def smallest_input(x, offsets, weights, flat, widths, aggregate):
 # For every layout of `resident`: more sets than blocks, one element, ends within strips and stages, odd widths.
 RESIDENT = (
     (
-        ((3, 4, 4, 2), (7, 1, 35, 16, 9)),
+        ((3, 4, 4, 2), (7, 1, 70, 16, 9)),
         ((1, 3, 1), (5,)),
         ((3, 5, 8, 7, 2), (1, 33, 6, 16, 2)),
         ((9, 8, 3, 8), (17, 40)),
@@ -727,6 +727,30 @@ ON_CLUSTERS = (
 )
 
 ON_TENSOR_CORES = pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_units_at_zero_pass_no_gradient_on_chip(cuda, precision, monkeypatch):
+    from fastperm.kernels.cuda import resident, strips
+
+    monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
+    for layout in strips.TENSOR_LAYOUTS.get(precision, strips.LAYOUTS):
+        K, counts = layout.width, (5, 9)
+        widths, at_zero = (3, K, K, 2), np.arange(K) % 3 == 1
+        case, flat = Case(counts, 3, 1, False), network(widths)
+        for of_layer in split_parameters(flat, widths)[0]:
+            of_layer[2][:] = 2  # some of the others are on
+            for parameter in of_layer:
+                parameter[..., at_zero] = 0
+        assert resident.layout_for(case.offsets, widths, "mean", "mean", precision)._replace(cluster=1) == layout
+        x, flat_, targets = float32(case.x, flat, np.ones((2, 2)))
+        gradients = np.zeros(flat.shape, np.float32)
+        batch = (x, case.offsets, None, targets, flat_, widths, "mean", "mean")
+        cuda.deep_set_step(*batch, gradients=gradients, precision=precision)
+        for of_layer in split_parameters(gradients, widths)[0]:
+            for gradient in of_layer:
+                assert not gradient[..., at_zero].any()
+                assert gradient[..., ~at_zero].any()
 
 
 @ON_TENSOR_CORES

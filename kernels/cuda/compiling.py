@@ -145,7 +145,7 @@ class Kernel:
             self._simulated.cluster = cluster  # for the simulator of the tests; Numba's own knows none
             self._simulated[blocks, self.threads, 0, shared](*flat)
             return
-        # As one block of memory: CuPy's own launch takes twice the time for the twenty parameters of a kernel.
+        # As one block of memory: CuPy's own launch takes twice the time for the twenty-two parameters of a kernel.
         packed = ctypes.create_string_buffer(self._packing.pack(*values), self._packing.size)
         size = ctypes.c_size_t(self._packing.size)
         extra = (ctypes.c_void_p * 5)(_BUFFER, ctypes.addressof(packed), _BUFFER_SIZE, ctypes.addressof(size), None)

@@ -6,7 +6,8 @@ warp owns a strip of elements with all their features, and overwrites it after i
 of earlier layers goes to a place in global memory and comes from there once more, most of it through the cache of the
 card. The loss is a sum over the sets, so nothing has to be known of other sets before the way back begins.
 
-On the way back the gradient g of a layer lies where h was.
+On the way back the gradient g of a layer lies where h was. Where h was positive is remembered as one bit a number, by
+the thread that computed it and needs it again.
 
     dW_self = h gᵀ     groups of threads share the elements, and each has a tile of dW_self; h comes in stages
     dx = (W_self g + dm) ⊙ 1[h > 0]     in place, as forward
@@ -46,9 +47,11 @@ from fastperm.kernels.cuda.vectors import (
     end_copies,
     load1,
     load1_of_block,
+    push_sign,
     relu,
     store1,
     wait_for_copies_but_one,
+    where_bit,
 )
 
 # The sets are dealt out to so many blocks at most: two for each multiprocessor of a large card.
@@ -149,11 +152,13 @@ def _launch(
     # h_1 … h_{D−1} and m_0 … m_{D−1} of one set for each block.
     kept_size = layout.width * ((depth - 1) * stride + depth)
     kept = xp().empty((blocks, kept_size), np.float32) if training else None
+    signs_size = layout.signs(longest)
+    signs = xp().empty((blocks, depth, signs_size), np.int32) if training else None
     places = on_device(offsets), on_device(np.array(widths, np.int64))
     flags = (weights is not None, aggregate == "mean", pool == "mean", depth)
-    lengths = (n_sets, stride, kept_size, parameters.size)
+    lengths = (n_sets, stride, kept_size, signs_size, parameters.size)
     KERNELS_OF[layout.name][training](
-        *(blocks, x, places[0], weights, targets, parameters, places[1], *flags, *lengths, factor, kept),
+        *(blocks, x, places[0], weights, targets, parameters, places[1], *flags, *lengths, factor, kept, signs),
         *(outputs.get(name) for name in ("parts", "losses", "y")),
         shared=layout.shared_bytes(longest),
         cluster=layout.cluster,
@@ -175,11 +180,6 @@ def _put(parts, place, value, fresh):
     parts[place] = value if fresh else parts[place] + value
 
 
-@device
-def _masked(z, h):
-    return z if h > np.float32(0) else np.float32(0)
-
-
 def _make(layout, training):
     """Return the kernel of a layout: predictions, or the loss and all gradients."""
     width, warps, threads, strip_rows = layout.width, layout.warps, layout.threads, layout.strip
@@ -190,6 +190,8 @@ def _make(layout, training):
     # Column j of a thread is its first one, and so many more.
     U, near, far = layout.columns_near
     lead = layout.lead  # of the rows of the weights, in shared memory
+    words, in_word = layout.words, held // layout.words
+    assert words in (1, 2, 4)
     wide, clustered, rounds = layout.wide, layout.clustered, rounded is not as_it_is
     # Places in shared memory: the weights of a layer, room for work, vectors, and h or g; behind it, w.
     W, free = 0, width * lead
@@ -241,12 +243,42 @@ def _make(layout, training):
                 sums[r * held_columns + j] = a[r] * b[j]
 
     @device
-    def mask_strip(array, start, stride, a, sums):
-        """Make zero what is zero in this part of a strip of ``array``."""
-        for j in range(held_columns):
-            hold_rows(array, start + (j // U * far + j % U * near) * stride, a)
-            for r in range(8):
-                sums[r * held_columns + j] = _masked(sums[r * held_columns + j], a[r])
+    def signs_of(sums, first):
+        """Return which of so many sums, from this one on, are positive, the first one's bit above the others."""
+        bits = np.int32(0)
+        for i in range(first, first + in_word):
+            bits = push_sign(bits, sums[i])
+        return bits
+
+    @device
+    def put_signs(signs, place, sums):
+        # Written out: compilers do not unroll a loop over many sums.
+        signs[place] = signs_of(sums, 0)
+        if words > 1:
+            signs[place + threads] = signs_of(sums, in_word)
+        if words > 2:
+            signs[place + 2 * threads] = signs_of(sums, 2 * in_word)
+            signs[place + 3 * threads] = signs_of(sums, 3 * in_word)
+
+    @device
+    def hold_signs(signs, place, bits):
+        for i in range(words):
+            bits[i] = signs[place + i * threads]
+
+    @device
+    def mask_some(bits, first, sums):
+        for i in range(in_word):
+            sums[first + i] = where_bit(bits, in_word - 1 - i, sums[first + i])
+
+    @device
+    def mask_sums(bits, sums):
+        """Make zero what was not positive on the way forward."""
+        mask_some(bits[0], 0, sums)
+        if words > 1:
+            mask_some(bits[1], in_word, sums)
+        if words > 2:
+            mask_some(bits[2], 2 * in_word, sums)
+            mask_some(bits[3], 3 * in_word, sums)
 
     @device
     def exchange(shared, thread, count, own, shown):
@@ -388,7 +420,7 @@ def _make(layout, training):
             put_tiles(shared, stages + own_group * heap, thread, tiles, groups > 1)
         cuda.syncthreads()
 
-    arrays = "f4* i8* f4* f4* f4* i8* " + "i4 " * 4 + "i8 " * 4 + "f4 f4* f4* f8* f4*"
+    arrays = "f4* i8* f4* f4* f4* i8* " + "i4 " * 4 + "i8 " * 5 + "f4 f4* i4* f4* f8* f4*"
 
     @kernel(
         arrays,
@@ -412,9 +444,11 @@ def _make(layout, training):
         n_sets,  # S
         stride,  # of features in shared memory and in ``kept``
         kept_size,
+        signs_size,  # of a layer
         n_parameters,  # P
         factor,  # 2 / targets.size
         kept,  # (blocks, kept_size), in training
+        signs,  # (blocks, D, signs_size), in training
         parts,  # (blocks, P), in training
         losses,  # (S,), in training: sums of squares
         y,  # (S, K_fin), for predictions
@@ -429,6 +463,7 @@ def _make(layout, training):
         tiles = cuda.local.array(tile, np.float32) if wide else sums
         of_W = cuda.local.array(held_rounds, np.float32) if wide else sums
         of_g = cuda.local.array(most_rows, np.float32)
+        bits = cuda.local.array(words, np.int32)
         shown = cuda.local.array(1, np.int64)  # in which place is what this block shows next
         zero, one = np.float32(0), np.float64(1)
 
@@ -446,6 +481,7 @@ def _make(layout, training):
         own_group = thread // group
         kept_start = block * kept_size
         means = kept_start + (depth - 1) * width * stride
+        own_signs = block * depth * signs_size + thread
         own_part = block * n_parameters
 
         first_set, more, leads = block, np.int64(cuda.gridDim.x), True
@@ -541,9 +577,12 @@ def _make(layout, training):
                         for i in range(held):
                             sums[i] = relu(sums[i])
                         add_to_own_sums(shared, own_sums, a, sums, b)
-                        put_strip(shared, h + own_column * stride + row, stride, sums)
+                        if not last:
+                            put_strip(shared, h + own_column * stride + row, stride, sums)
                         if training and not last:
                             put_strip(kept, kept_layer + own_column * stride + row, stride, sums)
+                        if training:
+                            put_signs(signs, own_signs + layer * signs_size + turn * words * threads, sums)
                 column_sums(shared, free, pool_divisor if last else aggregate_divisor, thread, m, shown)
                 place += 2 * K * N + N
 
@@ -589,7 +628,8 @@ def _make(layout, training):
                         for r in range(8):
                             a[r] *= scale
                         begin_with_outer_product(a, b, sums)
-                        mask_strip(shared, h + own_column * stride + row, stride, a, sums)
+                        hold_signs(signs, own_signs + (depth - 1) * signs_size + turn * words * threads, bits)
+                        mask_sums(bits, sums)
                         for r in range(8):
                             a[r] = np.float32(1)
                         add_to_own_sums(shared, own_sums, a, sums, b)
@@ -653,6 +693,7 @@ def _make(layout, training):
                             strip = turn * warps + warp
                             row = strip * strip_rows + own_row
                             if strip < strips:
+                                hold_signs(signs, own_signs + (layer - 1) * signs_size + turn * words * threads, bits)
                                 hold_rows(shared, w + row, a)
                                 hold_columns(shared, dm + own_column, b)
                                 for r in range(8):
@@ -663,7 +704,7 @@ def _make(layout, training):
                                 )
                             _syncwarp()
                             if strip < strips:
-                                mask_strip(kept, kept_layer + own_column * stride + row, stride, a, sums)
+                                mask_sums(bits, sums)
                                 for r in range(8):
                                     a[r] = np.float32(1)
                                 add_to_own_sums(shared, own_sums, a, sums, b)

@@ -88,6 +88,11 @@ class Layout(NamedTuple):
         return 8 * self.held_columns
 
     @property
+    def words(self):
+        """Number of words of 32 bits that take one bit for each sum of a thread."""
+        return -(-self.held // 32)
+
+    @property
     def columns_near(self):
         """Which features a thread has: u of them in a row, so far apart, and so far from the next u."""
         return (2, 8, 16) if self.tensor_cores else (4, 1, 4 * self.columns)
@@ -167,6 +172,11 @@ class Layout(NamedTuple):
     def stride(self, longest):
         """Return the floats from one feature to the next, for sets of so many elements: strips, and a pad."""
         return -(-longest // (self.strip * self.cluster)) * self.strip + self.pad
+
+    def signs(self, longest):
+        """Return the words that take one bit for each number of a layer, for sets of so many elements."""
+        strips = -(-longest // (self.strip * self.cluster))
+        return -(-strips // self.warps) * self.words * self.threads
 
     def shared_bytes(self, longest):
         """Return the shared memory of a block for sets of so many elements."""

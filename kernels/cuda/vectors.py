@@ -97,6 +97,17 @@ if SIMULATED or cuda is None:
         return np.float32(0) if z <= np.float32(0) else z
 
     @device
+    def push_sign(bits, x):
+        """Return the bits, moved up by one, with that of x > 0 below them."""
+        # As an array, which goes round at the end without a word.
+        return (np.array([bits], np.int32) * np.int32(2) + np.int32(x > np.float32(0)))[0]
+
+    @device
+    def where_bit(bits, i, x):
+        """Return x where bit i is set, and otherwise zero."""
+        return x if bits >> i & 1 else np.float32(0)
+
+    @device
     def round_tf32(x):
         """Return the nearest TF32; tensor cores by themselves cut off the last 13 bits. A NaN stays one."""
         if not abs(x) < np.float32(np.inf):  # a NaN stays one, whatever its bits
@@ -324,6 +335,29 @@ else:
         """Return the larger of z and 0; a NaN stays one."""
         larger = ir.InlineAsm(ir.FunctionType(_FLOAT, [_FLOAT]), "max.NaN.f32 $0, $1, 0f00000000;", "=f,f")
         return types.float32(types.float32), lambda _, builder, __, arguments: builder.call(larger, arguments)
+
+    @intrinsic
+    def push_sign(typing_context, bits, x):
+        """Return the bits, moved up by one, with that of x > 0 below them."""
+        pushed = ir.InlineAsm(ir.FunctionType(_INT, [_INT] * 2), "shf.l.wrap.b32 $0, $1, $2, 1;", "=r,r,r")
+
+        def generate(context, builder, signature, arguments):
+            # The sign of 0 − x, which of a NaN is that of a positive one.
+            negative = builder.fsub(ir.Constant(_FLOAT, 0.0), arguments[1])
+            return builder.call(pushed, [builder.bitcast(negative, _INT), arguments[0]])
+
+        return types.int32(types.int32, types.float32), generate
+
+    @intrinsic
+    def where_bit(typing_context, bits, i, x):
+        """Return x where bit i is set, and otherwise zero."""
+
+        def generate(context, builder, signature, arguments):
+            own = builder.and_(arguments[0], builder.shl(ir.Constant(_INT, 1), builder.trunc(arguments[1], _INT)))
+            is_set = builder.icmp_unsigned("!=", own, ir.Constant(_INT, 0))
+            return builder.select(is_set, arguments[2], ir.Constant(_FLOAT, 0.0))
+
+        return types.float32(types.int32, types.int64, types.float32), generate
 
     @intrinsic
     def round_tf32(typing_context, x):
