@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.machine_code, pytest.mark.timeout(1200)]
 # More registers than these, and fewer blocks fit on a multiprocessor.
 BUDGETS = {
     "adam_step": (24, 0, 0),
-    "add_harmonics": (48, 0, 0),
+    "add_harmonics": (50, 0, 0),
     "add_parts": (40, 2048, 0),
     "angular_basis": (40, 0, 40),  # as of fourier_series
     "angular_basis_backward": (48, 0, 0),
@@ -35,59 +35,59 @@ BUDGETS = {
     "divide": (32, 0, 0),
     "divide_backward": (32, 0, 0),
     "filter_gradients": (64, 0, 0),
-    "finish": (40, 2048, 0),
+    "finish": (42, 2048, 0),
     "finish_product": (56, 0, 0),
     "finish_scale": (56, 2048, 0),
-    "fourier_series": (54, 0, 40),  # the stack of cos and sin, for angles beyond 10⁵
+    "fourier_series": (57, 0, 40),  # the stack of cos and sin, for angles beyond 10⁵
     "harmonic_partials": (72, 0, 0),
-    "harmonics_backward": (40, 0, 0),
+    "harmonics_backward": (54, 0, 0),
     "mask": (16, 0, 0),
     "mean_of_sums": (48, 2048, 0),
     "pool_partials": (48, 0, 0),
     "product_128x128": (128, 17408, 0),
     "product_128x32": (152, 21504, 0),
-    "product_128x64": (128, 12800, 40, 80),
-    "product_transposed_128x128": (128, 17408, 24, 56),
+    "product_128x64": (128, 12800, 0),
+    "product_transposed_128x128": (128, 17408, 8, 16),
     "product_transposed_128x32": (152, 21504, 0),
-    "product_transposed_128x64": (128, 12800, 56, 116),
+    "product_transposed_128x64": (128, 12800, 0),
     "product_turned_128x128": (128, 17408, 0),
     "product_turned_128x32": (152, 21504, 0),
-    "product_turned_128x64": (128, 12800, 48, 124),
+    "product_turned_128x64": (128, 12800, 0),
     **{f"product{how}_{cores}": (255, 0, 0) for how in ("", "_turned", "_transposed") for cores in ("tf32", "bf16")},
     "random_functions_f4": (40, 0, 40),
     "random_functions_f8": (40, 0, 40),
-    "random_samples_f4": (76, 0, 40),
-    "random_samples_f8": (76, 0, 40),
+    "random_samples_f4": (78, 0, 40),
+    "random_samples_f8": (79, 0, 40),
     "resident_forward_128_clusters": (255, 0, 0),
     "resident_forward_16": (128, 0, 0),
     "resident_forward_16_clusters": (128, 0, 0),
     "resident_forward_32": (128, 0, 0),
     "resident_forward_32_clusters": (128, 0, 0),
-    "resident_forward_64": (128, 0, 24, 48),
-    "resident_forward_64_clusters": (128, 0, 64, 240),
-    "resident_forward_bf16_128_clusters": (255, 0, 512),
+    "resident_forward_64": (128, 0, 0),
+    "resident_forward_64_clusters": (128, 0, 0),
+    "resident_forward_bf16_128_clusters": (255, 0, 0),
     "resident_forward_bf16_16": (128, 0, 0),
     "resident_forward_bf16_32": (128, 0, 0),
     "resident_forward_bf16_64": (128, 0, 8, 16),
-    "resident_forward_tf32_128_clusters": (255, 0, 512),
+    "resident_forward_tf32_128_clusters": (255, 0, 0),
     "resident_forward_tf32_16": (128, 0, 0),
     "resident_forward_tf32_32": (128, 0, 0),
-    "resident_forward_tf32_64": (128, 0, 8, 16),
-    "resident_step_128_clusters": (255, 0, 160, 840),
+    "resident_forward_tf32_64": (128, 0, 8, 32),
+    "resident_step_128_clusters": (255, 0, 24, 44),
     "resident_step_16": (128, 0, 0),
     "resident_step_16_clusters": (128, 0, 72, 160),
     "resident_step_32": (128, 0, 0),
     "resident_step_32_clusters": (128, 0, 80, 180),
-    "resident_step_64": (128, 0, 184, 900),
-    "resident_step_64_clusters": (128, 0, 264, 1620),
-    "resident_step_bf16_128_clusters": (255, 0, 736, 1200),
+    "resident_step_64": (128, 0, 128, 640),
+    "resident_step_64_clusters": (128, 0, 176, 900),
+    "resident_step_bf16_128_clusters": (255, 0, 0),
     "resident_step_bf16_16": (128, 0, 0),
     "resident_step_bf16_32": (128, 0, 0),
-    "resident_step_bf16_64": (128, 0, 184, 820),
-    "resident_step_tf32_128_clusters": (255, 0, 736, 1792),
+    "resident_step_bf16_64": (128, 0, 88, 420),
+    "resident_step_tf32_128_clusters": (255, 0, 0),
     "resident_step_tf32_16": (128, 0, 0),
     "resident_step_tf32_32": (128, 0, 0),
-    "resident_step_tf32_64": (128, 0, 160, 760),
+    "resident_step_tf32_64": (128, 0, 80, 380),
     "round_to_bf16": (24, 0, 0),
     "row_scales": (24, 0, 0),
     "scale_partials": (56, 4096, 0),
@@ -146,8 +146,9 @@ def everything_about(names, folder):
     for name in names:
         kernel = compiling.KERNELS[name]
         architectures = [own for own in compiling.ARCHITECTURES if kernel.runs_on(own)]
-        for architecture, ptx in kernel.compile_for(architectures).items():
-            texts.setdefault(architecture, {})[name] = ptx
+        ptx = kernel.compile(architectures[0])
+        for architecture in architectures:
+            texts.setdefault(architecture, {})[name] = compiling.for_architecture(ptx, architecture)
         gc.collect()
     for architecture, of_kernels in texts.items():
         arch = compiling.name_of(architecture)
@@ -258,8 +259,7 @@ def test_the_loops_of_a_set_on_chip_are_made_of_products(name, architecture, ass
     products = [block for _, block in blocks if len(re.findall(rf"\b{instruction}\d?\b", block)) >= least]
     assert len(products) >= (2 if "step" in name else 1)
     for block in products:
-        # Of TF32 at width 64, one place is fetched from the stack for each eight features on sm_80.
-        assert len(re.findall(r"\b(?:LDL|STL)\b", block)) <= bool(cores)
+        assert not re.search(r"\b(LDL|STL)\b", block)
         assert cores or re.search(r"LDS\.128", block)
     assert set(re.findall(r"\bHMMA[.\w]*", code)) == ({cores} if cores else set())
     assert bool(re.search(r"LDGSTS", code)) == ("step" in name)  # h comes without a register
@@ -297,13 +297,14 @@ def without_counts(ptx):
     return re.sub(r"_ZN08NumbaEnv\w+|B\d+v\d+B|_smem_\d+", "", ptx)
 
 
-@pytest.mark.parametrize("name", ["finish_product", "random_samples_f4"])
-def test_kernels_compiled_for_all_architectures_at_once_are_those_compiled_for_each(name):
-    kernel = compiling.KERNELS[name]
-    together = kernel.compile_for(compiling.ARCHITECTURES)
-    assert list(together) == list(compiling.ARCHITECTURES)
-    for architecture, ptx in together.items():
-        assert without_counts(ptx) == without_counts(kernel.compile(architecture))
+@pytest.mark.parametrize("architecture", compiling.ARCHITECTURES, ids=compiling.name_of)
+def test_a_kernel_can_be_compiled_by_the_compiler_of_its_own_architecture(architecture, tmp_path):
+    kernel = compiling.KERNELS["mean_of_sums"]
+    path = tmp_path / "kernel.ptx"
+    path.write_text(kernel.compile(architecture, by=architecture))
+    arch = compiling.name_of(architecture)
+    assert f".target {arch}\n" in path.read_text()
+    subprocess.run([tool("ptxas"), "-arch", arch, path, "-o", tmp_path / "kernel.cubin"], check=True)
 
 
 def test_our_analysis_of_a_kernel_leaves_its_code_as_it_is(monkeypatch):

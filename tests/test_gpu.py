@@ -281,11 +281,11 @@ def test_a_damaged_file_is_compiled_anew(machine, monkeypatch, caplog):
             return self.text
 
     module.RawModule = RawModule
-    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
+    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, *architecture, by=None: f"{self.name} by {by}")
     path = compiling._ptx("mask", (9, 0))
     path.write_text("mas")
     with caplog.at_level(logging.WARNING, "fastperm"):
-        assert compiling._loaded("mask", 0, 1) == path.read_text() == "mask (9, 0)"
+        assert compiling._loaded("mask", 0, 1) == path.read_text() == "mask by (9, 0)"
     assert "CUDA_ERROR_INVALID_PTX" in caplog.text
     path.write_text("mas")
     compiling._loaded.cache_clear()

@@ -62,9 +62,6 @@ except Exception as error:  # a library that it loads at import may be broken in
 # Oldest first. PTX for an architecture also runs on later ones: the driver compiles it for the card it finds.
 ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
 
-# The architectures that NVIDIA's compiler makes the same PTX for, but for the line that names them: that of the former.
-_SAME_PTX = {(9, 0): (8, 0)}
-
 # How many blocks may be a cluster, and from which architecture on: they run at the same time, and read each other's
 # shared memory. More than 8 are not promised for every card, and Numba's simulator runs one block at a time.
 CLUSTERS, LEAST_OF_CLUSTERS = (1, 2, 4, 8), (9, 0)
@@ -154,33 +151,16 @@ class Kernel:
             *(function.kernel.ptr, blocks, 1, 1, self.threads, 1, 1, shared, stream, 0, ctypes.addressof(extra))
         )
 
-    def compile(self, architecture):
-        """Return PTX for an architecture, such as (9, 0), whose entry bears the name of the kernel."""
+    def compile(self, architecture, by=None):
+        """Return PTX for an architecture, such as (9, 0), whose entry bears the name of the kernel.
+
+        ``by`` is the architecture that NVIDIA's compiler is asked for, by default the latest of `ARCHITECTURES`: for
+        that it is one with a later LLVM, whose code needs fewer registers on all of them, and spills half as much.
+        """
         with quick_analysis(), warnings.catch_warnings():  # the filters as another thread has left them
             warnings.simplefilter("ignore")  # advice about CUDA's own compiler
-            ptx, _ = cuda.compile_ptx(self.function, self.signature, cc=architecture)
-        return self.finished(ptx)
-
-    def compile_for(self, architectures):
-        """Return what `compile` returns for each of these architectures; what they have in common is done once."""
-        try:  # Numba's analysis, most of the work, is over before it asks for an architecture
-            from numba.cuda.compiler import _compile_pyfunc_with_fixup as analyse
-        except ImportError:  # it is not for others to use
-            analyse = None
-        if analyse is None or len(architectures) == 1:
-            return {architecture: self.compile(architecture) for architecture in architectures}
-        settings = dict.fromkeys(("debug", "lineinfo", "device", "fastmath"), False)
-        found: dict = {}
-        with quick_analysis(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            library, _ = analyse(self.function, self.signature, cc=architectures[0], opt=True, abi="numba", **settings)
-            for architecture in architectures:
-                if (same := found.get(_SAME_PTX.get(architecture))) is not None:
-                    named = f".target {name_of(architecture)}"
-                    found[architecture] = re.sub(r"^\.target sm_\d+", named, same, flags=re.MULTILINE)
-                else:
-                    (found[architecture],) = library.get_asm_strs(cc=architecture)
-        return {architecture: self.finished(ptx) for architecture, ptx in found.items()}
+            ptx, _ = cuda.compile_ptx(self.function, self.signature, cc=by or ARCHITECTURES[-1])
+        return for_architecture(self.finished(ptx), architecture)
 
     def finished(self, ptx):
         """Return what Numba has made of the kernel as a GPU should get it."""
@@ -205,6 +185,11 @@ class Kernel:
     @functools.cached_property
     def _simulated(self):
         return cuda.jit(self.function)
+
+
+def for_architecture(ptx, architecture):
+    """Return PTX of a kernel with the name of another architecture that it runs on; nothing else differs."""
+    return re.sub(r"^\.target sm_\w+", f".target {name_of(architecture)}", ptx, flags=re.MULTILINE)
 
 
 def _cluster_of(blocks):
@@ -294,8 +279,8 @@ def fill_cache(architectures=ARCHITECTURES, *, processes=1):
 def _fill(name, architectures):
     """Compile a kernel into `cache_folder` for those of these architectures that it runs on; return their number."""
     own = [architecture for architecture in architectures if KERNELS[name].runs_on(architecture)]
-    made = functools.cache(lambda: KERNELS[name].compile_for(own))  # if any of them is missing
-    return sum(_ptx(name, one, make=lambda one=one: made()[one]).exists() for one in own)
+    made = functools.cache(lambda: KERNELS[name].compile(own[0]))  # if any of them is missing
+    return sum(_ptx(name, one, make=lambda one=one: for_architecture(made(), one)).exists() for one in own)
 
 
 def compiler():
@@ -440,10 +425,12 @@ def _loaded(name, device, cluster):
     except Exception as error:
         if compiler() is None:
             raise RuntimeError(f"the GPU's driver does not take {path} ({error})") from error
-        # The file may be damaged: once more, from the source. If that is refused too, the driver says why.
+        # The file may be damaged, or have an instruction that this card lacks: once more, from the source, and for the
+        # card itself. If that is refused too, the driver says why.
         _logger.warning("the GPU's driver does not take %s (%s); it is compiled anew", path, error)
         path.unlink(missing_ok=True)
-        return _loaded_from(_ptx(name, architecture, path.parent), name, cluster)
+        anew = _ptx(name, architecture, path.parent, lambda: KERNELS[name].compile(architecture, by=architecture))
+        return _loaded_from(anew, name, cluster)
 
 
 def _loaded_from(path, name, cluster):

@@ -89,8 +89,8 @@ class Layout(NamedTuple):
 
     @property
     def words(self):
-        """Number of words of 32 bits that take one bit for each sum of a thread."""
-        return -(-self.held // 32)
+        """Number of words that take one bit for each sum of a thread."""
+        return -(-self.held // (16 if SIMULATED and self.wide else 32))
 
     @property
     def columns_near(self):
@@ -340,10 +340,12 @@ def strips_of_tensor_cores(layout):
     steps, half, pack = cores.steps, cores.half, cores.pack
     take_down, take_along, multiply = cores.down_rounded, cores.along_rounded, cores.multiply
     rounded = cores.number_rounded  # what is pooled is not: a NaN reaches the loss that way
+    at_once = min(held_columns, 2 if SIMULATED else 8)
     assert layout.rows == 4
     assert layout.columns == 8
     assert layout.tile == 4 * tile_features * tile_columns
     assert tile_features == features
+    assert held_columns in (at_once, 2 * at_once)
     assert layout.stage // layout.groups % steps == 0
 
     @device
@@ -361,13 +363,19 @@ def strips_of_tensor_cores(layout):
             registers[j] = load1(shared, place + j // 2 * 16 + j % 2 * 8)
 
     @device
-    def put_strip(array, start, stride, sums):
-        """Write this thread's part of a strip, whose features are rows of ``stride``, rounded."""
-        for j in range(held_columns):
+    def put_features(array, start, stride, first, sums):
+        for j in range(first, first + at_once):
             place = start + (j // 2 * 16 + j % 2 * 8) * stride
             for i in range(4):
                 r = 2 * i * held_columns + j
                 store2(array, place + 8 * i, rounded(sums[r]), rounded(sums[r + held_columns]))
+
+    @device
+    def put_strip(array, start, stride, sums):
+        """Write this thread's part of a strip, whose features are rows of ``stride``, rounded."""
+        put_features(array, start, stride, 0, sums)
+        if held_columns > at_once:  # as one loop, compilers would not unroll it, and keep the sums in memory
+            put_features(array, start, stride, at_once, sums)
 
     @device
     def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
