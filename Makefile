@@ -40,7 +40,7 @@ demo: $(VENV)/.made-plot
 	    --steps 8000 --every 1000 --validate 1024 --seed 0
 	$(BIN)/fastperm predict $(RUN) examples/samples.csv --out $(RUN)/samples-spectrum
 
-# The second part takes half a minute; with an empty folder of compiled code, minutes of the first go into compiling.
+# The second part takes some minutes; with an empty folder of compiled code, minutes of the first go into compiling.
 test: host-test simulator-test
 
 host-test: $(VENV)/.made-test
