@@ -285,13 +285,54 @@ def test_a_damaged_file_is_compiled_anew(machine, monkeypatch, caplog):
     path = compiling._ptx("mask", (9, 0))
     path.write_text("mas")
     with caplog.at_level(logging.WARNING, "fastperm"):
-        assert compiling._loaded("mask", 0, 1) == path.read_text() == "mask by (9, 0)"
-    assert "CUDA_ERROR_INVALID_PTX" in caplog.text
+        assert compiling._loaded("mask", 0, 1) == path.read_text() == "mask by None"
+    assert caplog.text.count("CUDA_ERROR_INVALID_PTX") == 1
     path.write_text("mas")
     compiling._loaded.cache_clear()
     machine(compiler=None).RawModule = RawModule
     with pytest.raises(RuntimeError, match=r"the GPU's driver does not take .*mask-sm_90.*\(CUDA_ERROR_INVALID_PTX\)"):
         compiling._loaded("mask", 0, 1)
+
+
+@pytest.mark.parametrize("taken", ["mask by (9, 0)", None])
+def test_what_a_card_refuses_is_compiled_for_the_card_itself(machine, monkeypatch, taken):
+    module, asked = machine(), []
+
+    class RawModule:
+        def __init__(self, path):
+            self.text = Path(path).read_text()
+            asked.append(self.text)
+
+        def get_function(self, name):
+            if self.text != taken:
+                raise ValueError("CUDA_ERROR_INVALID_PTX")
+            return self.text
+
+    module.RawModule = RawModule
+    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, *architecture, by=None: f"{self.name} by {by}")
+    if taken:
+        assert compiling._loaded("mask", 0, 1) == taken
+        assert compiling._ptx("mask", (9, 0)).read_text() == taken
+    else:
+        with pytest.raises(ValueError, match="CUDA_ERROR_INVALID_PTX"):
+            compiling._loaded("mask", 0, 1)
+    assert asked == ["mask by None", "mask by None", "mask by (9, 0)"]
+
+
+def test_a_kernel_is_compiled_once_for_all_architectures(machine, monkeypatch):
+    machine()
+    compiled = []
+
+    def compile_one(kernel, architecture):
+        compiled.append(kernel.name)
+        return f".version 9.0\n.target sm_100\n{kernel.name}"
+
+    monkeypatch.setattr(compiling.Kernel, "compile", compile_one)
+    compiling.fill_cache()
+    assert sorted(compiled) == sorted(compiling.KERNELS)
+    for architecture in compiling.ARCHITECTURES:
+        text = compiling._ptx("mask", architecture).read_text()
+        assert text == f".version 9.0\n.target {compiling.name_of(architecture)}\nmask"
 
 
 def test_what_another_compiler_made_is_taken_where_this_one_fails(machine, monkeypatch, caplog):

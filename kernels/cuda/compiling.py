@@ -142,7 +142,7 @@ class Kernel:
             self._simulated.cluster = cluster  # for the simulator of the tests; Numba's own knows none
             self._simulated[blocks, self.threads, 0, shared](*flat)
             return
-        # As one block of memory: CuPy's own launch takes twice the time for the twenty-two parameters of a kernel.
+        # As one block of memory: CuPy's own launch takes twice the time for the twenty or so parameters of a kernel.
         packed = ctypes.create_string_buffer(self._packing.pack(*values), self._packing.size)
         size = ctypes.c_size_t(self._packing.size)
         extra = (ctypes.c_void_p * 5)(_BUFFER, ctypes.addressof(packed), _BUFFER_SIZE, ctypes.addressof(size), None)
@@ -155,7 +155,7 @@ class Kernel:
         """Return PTX for an architecture, such as (9, 0), whose entry bears the name of the kernel.
 
         ``by`` is the architecture that NVIDIA's compiler is asked for, by default the latest of `ARCHITECTURES`: for
-        that it is one with a later LLVM, whose code needs fewer registers on all of them, and spills half as much.
+        that it is one with a later LLVM, whose large kernels spill half as much, or nothing, on all of them.
         """
         with quick_analysis(), warnings.catch_warnings():  # the filters as another thread has left them
             warnings.simplefilter("ignore")  # advice about CUDA's own compiler
@@ -420,17 +420,21 @@ def _loaded(name, device, cluster):
         path = _ptx(name, architecture)
     except OSError:  # a home that cannot be written to
         path = _ptx(name, architecture, Path(_own_folder().name))
-    try:
-        return _loaded_from(path, name, cluster)
-    except Exception as error:
-        if compiler() is None:
-            raise RuntimeError(f"the GPU's driver does not take {path} ({error})") from error
-        # The file may be damaged, or have an instruction that this card lacks: once more, from the source, and for the
-        # card itself. If that is refused too, the driver says why.
-        _logger.warning("the GPU's driver does not take %s (%s); it is compiled anew", path, error)
-        path.unlink(missing_ok=True)
-        anew = _ptx(name, architecture, path.parent, lambda: KERNELS[name].compile(architecture, by=architecture))
-        return _loaded_from(anew, name, cluster)
+    # The file may be damaged: once more, from the source. If it has an instruction that this card lacks: for the card
+    # itself. If that is refused too, the driver says why.
+    ways = [None, architecture][: 1 + (architecture != ARCHITECTURES[-1])] if compiler() else []
+    while True:
+        try:
+            return _loaded_from(path, name, cluster)
+        except Exception as error:
+            if not compiler():
+                raise RuntimeError(f"the GPU's driver does not take {path} ({error})") from error
+            path.unlink(missing_ok=True)
+            if not ways:
+                raise
+            _logger.warning("the GPU's driver does not take %s (%s); it is compiled anew", path, error)
+            make = functools.partial(KERNELS[name].compile, architecture, by=ways.pop(0))
+            path = _ptx(name, architecture, path.parent, make)
 
 
 def _loaded_from(path, name, cluster):
