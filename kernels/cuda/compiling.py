@@ -422,7 +422,7 @@ def _loaded(name, device, cluster):
         path = _ptx(name, architecture, Path(_own_folder().name))
     # The file may be damaged: once more, from the source. If it has an instruction that this card lacks: for the card
     # itself. If that is refused too, the driver says why.
-    ways = [None, architecture][: 1 + (architecture != ARCHITECTURES[-1])] if compiler() else []
+    ways = [None] if architecture == ARCHITECTURES[-1] else [None, architecture]
     while True:
         try:
             return _loaded_from(path, name, cluster)

@@ -169,14 +169,17 @@ class Layout(NamedTuple):
         """Number of vectors in shared memory, of one float for each feature."""
         return VECTORS + EXCHANGED if self.clustered else VECTORS
 
+    def strips(self, longest):
+        """Return how many strips a block has of sets of so many elements."""
+        return -(-longest // (self.strip * self.cluster))
+
     def stride(self, longest):
         """Return the floats from one feature to the next, for sets of so many elements: strips, and a pad."""
-        return -(-longest // (self.strip * self.cluster)) * self.strip + self.pad
+        return self.strips(longest) * self.strip + self.pad
 
     def signs(self, longest):
         """Return the words that take one bit for each number of a layer, for sets of so many elements."""
-        strips = -(-longest // (self.strip * self.cluster))
-        return -(-strips // self.warps) * self.words * self.threads
+        return -(-self.strips(longest) // self.warps) * self.words * self.threads
 
     def shared_bytes(self, longest):
         """Return the shared memory of a block for sets of so many elements."""
