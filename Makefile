@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 TRIAL := runs/bench
 TESTED := check test cuda-check executors rivals
+COMMA := ,
+SPACE := $(subst ,, )
 WHEEL_TESTS := test_backend.py test_gpu.py test_network.py \
     test_layout.py::test_every_module_of_the_checkout_can_be_imported \
     $(addprefix test_cli.py::test_,train_writes_a_run the_cpu_backend_end_to_end a_command_line_as_people_use_it) \
@@ -31,8 +33,14 @@ $(VENV)/.made-%: pyproject.toml setup.cfg
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@
 
-# All packages that the tests need. The other targets may run side by side (-j) after this one, which may not.
-packages: $(TESTED:%=$(VENV)/.made-%)
+# All packages that the tests need, at once. The other targets may run side by side (-j) after this one, which may not.
+packages: $(VENV)/.made-packages
+
+# What is imported is compiled then: compiling every file of PyTorch and JAX takes pip almost a minute.
+$(VENV)/.made-packages: pyproject.toml setup.cfg
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[$(subst $(SPACE),$(COMMA),$(TESTED))]"
+	touch $(TESTED:%=$(VENV)/.made-%) $@
 
 demo: $(VENV)/.made-plot
 	rm -rf $(RUN)

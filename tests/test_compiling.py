@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastperm.kernels.cpu.compiling as compiling
@@ -121,6 +122,28 @@ def test_a_subroutine_is_compiled_once_for_all_numbers_and_not_for_python(monkey
             add(1, 2)
         assert add_three(4) == 7
         assert len(add.overloads) == 1
+
+
+def test_a_subroutine_that_was_kept_becomes_part_of_a_new_caller(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTPERM_CACHE_DIR", str(tmp_path))
+
+    def sum_of(x):
+        total = 0.0
+        for i in range(len(x)):
+            total += x[i]
+        return total
+
+    x = np.random.default_rng(1).standard_normal(9)
+    for kept in False, True:
+        subroutine = compiling.subroutine(sum_of)
+
+        @compiling.jit
+        def twice(x):
+            return 2 * subroutine(x)  # noqa: B023 - compiled in this turn
+
+        twice._cache.flush()
+        np.testing.assert_allclose(twice(x), 2 * x.sum(), rtol=1e-15)
+        assert sum(subroutine.stats.cache_hits.values()) == kept
 
 
 def test_the_folder_is_the_users_cache(monkeypatch):

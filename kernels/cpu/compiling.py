@@ -13,8 +13,11 @@ import os
 from pathlib import Path
 
 import numba
+from llvmlite import binding as llvm
 from numba.core import caching
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, compile_result
 from numba.core.registry import CPUDispatcher
 from numba.core.types.misc import unliteral
 from numba.misc.appdirs import user_cache_dir
@@ -64,6 +67,26 @@ class _CacheImpl(caching.CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
+class _SubroutineCacheImpl(_CacheImpl):
+    """What `_Inlined` gives to be kept, and how it comes back."""
+
+    def rebuild(self, target_context, payload):
+        (name, bitcode), fndesc, environment, signature, *_ = payload
+        library = _Inlined(target_context.codegen(), name)
+        library.take(bitcode)
+        return compile_result(
+            target_context=target_context,
+            typing_context=target_context.typing_context,
+            library=library,
+            environment=environment,
+            entry_point=target_context.get_executable(library, fndesc, environment),
+            fndesc=fndesc,
+            signature=signature,
+            objectmode=False,
+            lifted=(),
+        )
+
+
 class _CacheFile(caching.IndexDataCacheFile):
     """The code of a function for each kind of arguments, in files that are named by these.
 
@@ -80,7 +103,7 @@ class _CacheFile(caching.IndexDataCacheFile):
 class _FunctionCache(caching.FunctionCache):
     """A cache that may fail: what cannot be read is compiled again, what cannot be written is left."""
 
-    _impl_class = _CacheImpl
+    _impl_class: type[caching.CacheImpl] = _CacheImpl
 
     def __init__(self, py_func):
         super().__init__(py_func)
@@ -102,6 +125,10 @@ class _FunctionCache(caching.FunctionCache):
             super().save_overload(sig, data)
 
 
+class _SubroutineCache(_FunctionCache):
+    _impl_class = _SubroutineCacheImpl
+
+
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and the cpu kernels are there in compiled form only")
 
@@ -115,9 +142,11 @@ class _Function(CPUDispatcher):
     Nor with a wrapper for callers in C: it goes through all optimisations with the function inlined once more.
     """
 
-    def __init__(self, function, **options):
+    def __init__(self, function, pipeline_class=Compiler, **options):
         super().__init__(
-            py_func=function, targetoptions={"nopython": True, "nogil": True, "no_cfunc_wrapper": True, **options}
+            py_func=function,
+            targetoptions={"nopython": True, "nogil": True, "no_cfunc_wrapper": True, **options},
+            pipeline_class=pipeline_class,
         )
 
     def get_call_template(self, args, kws):
@@ -125,11 +154,55 @@ class _Function(CPUDispatcher):
         return super().get_call_template(tuple(map(unliteral, args)), named)
 
 
+class _Inlined(JITCodeLibrary):
+    """The code of a subroutine, which becomes part of that of its callers.
+
+    So it is only inlined here: vectorising it, and making machine code of it, would be done once more in each caller.
+    """
+
+    def take(self, bitcode):
+        """Begin with what `serialize_using_object_code` has given."""
+        self._final_module = llvm.parse_bitcode(bitcode)
+        self._finalized = True
+
+    def serialize_using_object_code(self):
+        return self.name, self._get_module_for_linking().as_bitcode()
+
+    def get_pointer_to_function(self, name):
+        self._ensure_finalized()
+        return 0
+
+    @property
+    def codegen(self):
+        """It only gets the environment of a function, for machine code."""
+        return self
+
+    def set_env(self, name, environment):
+        pass
+
+    def _optimize_final_module(self):
+        level = self._codegen._opt_level
+        manager, builder = self._codegen._module_pass_manager(
+            loop_vectorize=False, slp_vectorize=False, opt=level, cost="cheap"
+        )
+        manager.run(self._final_module, builder)
+
+    def _finalize_final_module(self):
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _SubroutineCompiler(Compiler):
+    def compile_extra(self, func):
+        self.state.library = _Inlined(self.state.targetctx.codegen(), func.__qualname__)
+        return super().compile_extra(func)
+
+
 class _Subroutine(_Function):
     """A function without the wrapper that Python would need, which takes longer to compile than many a function."""
 
     def __init__(self, function, **options):
-        super().__init__(function, no_cpython_wrapper=True, **options)
+        super().__init__(function, no_cpython_wrapper=True, pipeline_class=_SubroutineCompiler, **options)
 
     def add_overload(self, cres):
         self.overloads[tuple(cres.signature.args)] = cres  # not for Python, which would call a null pointer
@@ -140,27 +213,29 @@ class _Subroutine(_Function):
 
 def jit(function):
     """Compile ``function`` on first use: no GIL, fused multiply-add allowed, division as in NumPy, cached on disk."""
-    return _cached(_Function(function, **_OPTIONS), function)
+    return _cached(_Function(function, **_OPTIONS), function, _FunctionCache)
 
 
 def subroutine(function):
     """Compile ``function`` as `jit` does, but for compiled callers only: that is faster."""
-    return _cached(_Subroutine(function, **_OPTIONS), function)
+    return _cached(_Subroutine(function, **_OPTIONS), function, _SubroutineCache)
 
 
 def c_function(function, signature):
     """Compile ``function`` now, cached on disk, and return the address of a C function of this signature."""
     compiled = _cached(
-        CFunc(function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}), function
+        CFunc(function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}),
+        function,
+        _FunctionCache,
     )
     compiled.compile()
     _functions.append(compiled)
     return compiled.address
 
 
-def _cached(compiled, function):
+def _cached(compiled, function, cache):
     # In a home that cannot be written to, every process compiles anew.
     with contextlib.suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        compiled._cache = _FunctionCache(function)
+        compiled._cache = cache(function)
     return compiled
