@@ -762,10 +762,10 @@ def test_tensor_cores_multiply_what_they_hold_exactly(cuda, precision, monkeypat
     generator = np.random.default_rng(SEED)
     for layout in strips.TENSOR_LAYOUTS[precision]:
         K, counts = layout.width, (32, 8) if compiling.SIMULATED else (512, 128, 256, 64)
-        widths = (3, K, K - 3, K, 4)
-        x = generator.integers(-2, 3, (sum(counts), 3)).astype(float)
+        widths = (K - 5, K, K - 3, K, 4)
+        x = generator.integers(-2, 3, (sum(counts), K - 5)).astype(float)
         offsets = np.concatenate([[0], np.cumsum(counts)])
-        flat = np.zeros(sum(2 * a * b + b for a, b in pairwise(widths[:-1])) + 5 * K - K + 4)
+        flat = np.zeros(sum(2 * a * b + b for a, b in pairwise(widths[:-1])) + 4 * K + 4)
         layers, (W, b) = split_parameters(flat, widths)
         for W_self, _, bias in layers:
             W_self[:] = generator.integers(-1, 2, W_self.shape) * (generator.random(W_self.shape) < 4 / len(W_self))

@@ -1,7 +1,7 @@
 """Whole networks with a set on chip: one launch for all layers, and back; formulas in ``kernels/reference``.
 
 A block owns a set from its elements to the gradients that it sends. The activations h (K, N) lie in shared memory with
-the elements along a row, so that a thread takes four of them in one access, and every layer is computed in place: a
+the elements along a line, so that a thread takes four of them in one access, and every layer is computed in place: a
 warp owns a strip of elements with all their features, and overwrites it after it has read it. What the way back needs
 of earlier layers goes to a place in global memory and comes from there once more, most of it through the cache of the
 card. The loss is a sum over the sets, so nothing has to be known of other sets before the way back begins.
@@ -37,7 +37,6 @@ from fastperm.kernels.cuda.strips import (
     strips_of_multiply_adds,
     strips_of_tensor_cores,
 )
-from fastperm.kernels.cuda.tensor_cores import as_it_is
 from fastperm.kernels.cuda.vectors import (
     add1,
     cluster_barrier,
@@ -149,8 +148,7 @@ def _launch(
 ):  # fmt: skip
     n_sets, depth, (_, longest) = len(offsets) - 1, len(widths) - 2, sizes(offsets)
     blocks, stride = _blocks(layout, n_sets), layout.stride(longest)
-    # h_1 … h_{D−1} and m_0 … m_{D−1} of one set for each block.
-    kept_size = layout.width * ((depth - 1) * stride + depth)
+    kept_size = layout.kept(longest, depth)
     kept = xp().empty((blocks, kept_size), np.float32) if training else None
     signs_size = layout.signs(longest)
     signs = xp().empty((blocks, depth, signs_size), np.int32) if training else None
@@ -185,27 +183,35 @@ def _make(layout, training):
     width, warps, threads, strip_rows = layout.width, layout.warps, layout.threads, layout.strip
     held_columns, held, tile = layout.held_columns, layout.held, layout.tile
     strips_of = strips_of_tensor_cores if layout.tensor_cores else strips_of_multiply_adds
-    place_of_lane, hold_rows, hold_columns, rounded, put_strip, *of_products = strips_of(layout)
-    multiply_strip, add_to_tiles, put_tiles = of_products
+    place_of_lane, first_feature, word, hold_rows, hold_columns, *of_products = strips_of(layout)
+    put_strip, multiply_strip, add_to_tiles, put_tiles = of_products
     # Column j of a thread is its first one, and so many more.
     U, near, far = layout.columns_near
-    lead = layout.lead  # of the rows of the weights, in shared memory
+    lead = layout.lead  # of the lines of the weights, in shared memory
+    lines, pack = layout.lines, layout.pack
     words, in_word = layout.words, held // layout.words
     assert words in (1, 2, 4)
-    wide, clustered, rounds = layout.wide, layout.clustered, rounded is not as_it_is
+    wide, clustered, rounds = layout.wide, layout.clustered, layout.tensor_cores is not None
     # Places in shared memory: the weights of a layer, room for work, vectors, and h or g; behind it, w.
-    W, free = 0, width * lead
+    W, free = 0, lines * lead
     m = free + layout.work
     c, G, dm, dy, exchanged = (m + (i + 1) * width for i in range(VECTORS))
     h = m + layout.vectors * width
     stages = W if wide else free  # of h, and then dW_self
     thread_rows, warp_threads = layout.rows, layout.rows * layout.columns
     first_row, first_column, steps = layout.rows_at_once, 1 if layout.tensor_cores else 4, layout.steps
+    step_lines = steps // pack
     sums_rows, sums_lead, shares = warps * thread_rows, layout.sums_lead, threads // width
     sums_size = sums_rows * sums_lead
     # Rounds of the threads over a matrix of the parameters: so many at once, as many times as it takes.
     held_rounds = min(width // shares, 16)
     times = width // shares // held_rounds
+    # And over its words, in lines of the features or, turned, in columns of them.
+    line_shares = threads // lines
+    word_rounds = -(-width // line_shares)
+    held_words = min(word_rounds, 16 // pack)
+    word_times = word_rounds // held_words
+    most_of_W = max(held_rounds, held_words * pack)
     adders = min(32, threads // 2)
     group, groups, stage, stage_lead = layout.group, layout.groups, layout.stage, layout.stage_lead
     stage_size, fours = layout.stage_size, stage // 4
@@ -340,11 +346,60 @@ def _make(layout, training):
         cuda.syncthreads()
 
     @device
-    def hold_matrix(matrix, start, K, N, first, j, registers):
-        """Take some of column j of a matrix (K, N) of the parameters at once, from row ``first``; zeros beyond it."""
-        for i in range(held_rounds):
-            k = first + i * shares
-            registers[i] = matrix[start + k * N + j] if k < K and j < N else np.float32(0)
+    def hold_pair(matrix, start, K, N, k, j, k_apart, j_apart, registers, i):
+        """Take the numbers of a word of a matrix (K, N) of the parameters; zeros beyond it."""
+        registers[pack * i] = matrix[start + k * N + j] if k < K and j < N else np.float32(0)
+        if pack > 1:
+            k, j = k + k_apart, j + j_apart
+            registers[pack * i + 1] = matrix[start + k * N + j] if k < K and j < N else np.float32(0)
+
+    @device
+    def put_word(shared, place, registers, i):
+        store1(shared, place, word(registers[pack * i], registers[pack * i + pack - 1]))
+
+    @device
+    def put_weights(shared, matrix, start, K, N, inner, thread, registers):
+        """Write so many lines of a matrix (K, N) of the parameters to where the weights lie."""
+        j = thread % width
+        for time in range(word_times):
+            first = thread // width + time * held_words * shares
+            for i in range(held_words):
+                hold_pair(matrix, start, K, N, first_feature(first + i * shares), j, 8, 0, registers, i)
+            for i in range(held_words):
+                line = first + i * shares
+                if line < inner:
+                    put_word(shared, W + line * lead + j, registers, i)
+
+    @device
+    def put_turned_weights(shared, matrix, start, K, N, inner, thread, registers):
+        """Write so many lines of its transpose."""
+        line = thread % lines
+        j = first_feature(line)
+        for time in range(word_times):
+            first = thread // lines + time * held_words * line_shares
+            for i in range(held_words):
+                hold_pair(matrix, start, K, N, first + i * line_shares, j, 0, 8, registers, i)
+            if line < inner:
+                for i in range(held_words):
+                    k = first + i * line_shares
+                    if k < width:
+                        put_word(shared, W + line * lead + k, registers, i)
+
+    @device
+    def lines_of(K):
+        """Return how many lines hold so many features."""
+        return K if pack == 1 else (K + 15) // 16 * 8
+
+    @device
+    def put_inputs(shared, place, apart, count, x, start, K, there):
+        """Write the features of an element of x, or zeros, to a place in so many lines."""
+        for line in range(count):
+            k = first_feature(line)
+            own = x[start + k] if there and k < K else np.float32(0)
+            other = np.float32(0)
+            if pack > 1:
+                other = x[start + k + 8] if there and k + 8 < K else np.float32(0)
+            store1(shared, place + line * apart, word(own, other))
 
     @device
     def vector_product(shared, v, length, matrix, start, k_lead, j_lead, count, bias, at, thread, out, registers):
@@ -379,14 +434,15 @@ def _make(layout, training):
         if start < padded:
             if is_first:
                 for row in range(thread, min(np.int64(stage), padded - start), threads):
-                    for k in range(K):
-                        value = x[x_start + (start + row) * K + k] if start + row < count else np.float32(0)
-                        store1(shared, room + k * stage_lead + row, rounded(value))
+                    element = start + row
+                    put_inputs(
+                        shared, room + row, stage_lead, lines_of(K), x, x_start + element * K, K, element < count
+                    )
             else:
                 row = thread % fours * 4
                 if start + row < padded:
-                    for k in range(thread // fours, K, threads // fours):
-                        copy4(shared, room + k * stage_lead + row, kept, kept_layer + k * stride + start + row)
+                    for line in range(thread // fours, lines_of(K), threads // fours):
+                        copy4(shared, room + line * stage_lead + row, kept, kept_layer + line * stride + start + row)
         end_copies()
 
     @device
@@ -442,7 +498,7 @@ def _make(layout, training):
         mean_pool,  # or sum
         depth,  # D
         n_sets,  # S
-        stride,  # of features in shared memory and in ``kept``
+        stride,  # of lines in shared memory and in ``kept``
         kept_size,
         signs_size,  # of a layer
         n_parameters,  # P
@@ -461,13 +517,13 @@ def _make(layout, training):
         sums = cuda.local.array(most_held, np.float32)  # of a layer
         # Compilers that do not unroll all loops over many sums keep those in memory: then others need their own place.
         tiles = cuda.local.array(tile, np.float32) if wide else sums
-        of_W = cuda.local.array(held_rounds, np.float32) if wide else sums
+        of_W = cuda.local.array(most_of_W, np.float32) if wide else sums
         of_g = cuda.local.array(most_rows, np.float32)
         bits = cuda.local.array(words, np.int32)
         shown = cuda.local.array(1, np.int64)  # in which place is what this block shows next
         zero, one = np.float32(0), np.float64(1)
 
-        w = h + width * stride
+        w = h + lines * stride
 
         thread = cuda.threadIdx.x
         block = np.int64(cuda.blockIdx.x)
@@ -480,7 +536,7 @@ def _make(layout, training):
         share, j = thread // width, thread % width  # where threads share a matrix of the parameters
         own_group = thread // group
         kept_start = block * kept_size
-        means = kept_start + (depth - 1) * width * stride
+        means = kept_start + (depth - 1) * lines * stride
         own_signs = block * depth * signs_size + thread
         own_part = block * n_parameters
 
@@ -504,8 +560,9 @@ def _make(layout, training):
             turns = (strips + warps - 1) // warps
             fresh = s == first_set
 
-            # The elements, their features in rows, and their weights; zeros beyond.
+            # The elements, their features in lines, and their weights; zeros beyond.
             K = widths[0]
+            inner = (K + steps - 1) // steps * step_lines
             total = zero
             for row in range(thread, padded, threads):
                 value = zero
@@ -513,55 +570,51 @@ def _make(layout, training):
                     value = weights[first + row] if weighted else np.float32(1)
                 store1(shared, w + row, value)
                 total += value
-                for k in range(K):
-                    store1(shared, h + k * stride + row, x[(first + row) * K + k] if row < count else zero)
-                for k in range(K, (K + steps - 1) // steps * steps):
-                    store1(shared, h + k * stride + row, zero)
+                put_inputs(shared, h + row, stride, inner, x, (first + row) * K, K, row < count)
             store1(shared, free + thread, total)
             divisor = add_up(shared, free, thread, shown)
             aggregate_divisor = divisor if mean_aggregate else one
             pool_divisor = divisor if mean_pool else one
 
-            clear_own_sums(shared, own_sums)
-            for turn in range(turns):
-                strip = turn * warps + warp
-                if strip < strips:
-                    row = strip * strip_rows + own_row
-                    hold_rows(shared, w + row, next_a)
-                    for i in range(held_columns):
-                        column = own_column + i // U * far + i % U * near
-                        if column < K:
-                            hold_rows(shared, h + column * stride + row, a)
-                            total = zero
-                            for r in range(8):
-                                total += next_a[r] * a[r]
-                            add1(shared, own_sums + i // U * far + i % U * near, total)
+            if rounds:  # x as it came, which is not how it lies on chip
+                for i in range(held_columns):
+                    column = own_column + i // U * far + i % U * near
+                    total = zero
+                    if column < K:
+                        for row in range(warp * thread_rows + lane_row, count, sums_rows):
+                            total += load1(shared, w + row) * x[(first + row) * K + column]
+                    store1(shared, own_sums + i // U * far + i % U * near, total)
+            else:
+                clear_own_sums(shared, own_sums)
+                for turn in range(turns):
+                    strip = turn * warps + warp
+                    if strip < strips:
+                        row = strip * strip_rows + own_row
+                        hold_rows(shared, w + row, next_a)
+                        for i in range(held_columns):
+                            column = own_column + i // U * far + i % U * near
+                            if column < K:
+                                hold_rows(shared, h + column * stride + row, a)
+                                total = zero
+                                for r in range(8):
+                                    total += next_a[r] * a[r]
+                                add1(shared, own_sums + i // U * far + i % U * near, total)
             column_sums(shared, free, aggregate_divisor, thread, m, shown)
-            if rounds:  # now that the elements are added up as they came
-                for row in range(thread, padded, threads):
-                    for k in range(K):
-                        store1(shared, h + k * stride + row, rounded(load1(shared, h + k * stride + row)))
 
             place = np.int64(0)  # of the parameters of a layer
             for layer in range(depth):
                 K = widths[layer]
                 N = widths[layer + 1]
-                inner = (K + steps - 1) // steps * steps
+                inner = (K + steps - 1) // steps * step_lines
                 if training and thread < width:
                     kept[means + layer * width + thread] = load1(shared, m + thread)
-                for time in range(times):
-                    first_k = share + time * held_rounds * shares
-                    hold_matrix(parameters, place, K, N, first_k, j, of_W)
-                    for i in range(held_rounds):
-                        k = first_k + i * shares
-                        if k < inner:
-                            store1(shared, W + k * lead + j, rounded(of_W[i]))
+                put_weights(shared, parameters, place, K, N, inner, thread, of_W)
                 vector_product(
                     shared, m, K, parameters, place + K * N, N, np.int64(1), N, place + 2 * K * N, free, thread, c, of_W
                 )
                 clear_own_sums(shared, own_sums)
                 last = layer == depth - 1
-                kept_layer = kept_start + layer * width * stride
+                kept_layer = kept_start + layer * lines * stride
                 for turn in range(turns):
                     strip = turn * warps + warp
                     row = strip * strip_rows + own_row
@@ -642,7 +695,7 @@ def _make(layout, training):
                     K = widths[layer]
                     N = widths[layer + 1]
                     place -= 2 * K * N + N
-                    kept_layer = kept_start + (layer - 1) * width * stride
+                    kept_layer = kept_start + (layer - 1) * lines * stride
                     if thread < width:
                         store1(shared, m + thread, kept[means + layer * width + thread])
                     if thread < N:
@@ -663,15 +716,10 @@ def _make(layout, training):
                             product = load1(shared, m + k) * load1(shared, G + j)
                             _put(parts, at + K * N, product if leads else zero, fresh)
                     if layer > 0:
-                        inner = (N + steps - 1) // steps * steps
+                        inner = (N + steps - 1) // steps * step_lines
                         if wide:
                             cuda.syncthreads()  # dW_self lay where the weights go
-                        for time in range(times):
-                            first_k = share + time * held_rounds * shares
-                            hold_matrix(parameters, place, K, N, first_k, j, of_W)
-                            if j < inner:
-                                for i in range(held_rounds):
-                                    store1(shared, W + j * lead + first_k + i * shares, rounded(of_W[i]))
+                        put_turned_weights(shared, parameters, place, K, N, inner, thread, of_W)
                         cuda.syncthreads()
                         vector_product(
                             shared,

@@ -1,21 +1,24 @@
 """How the threads of a block share out a layer of a set that lies in shared memory; part of ``resident.py``.
 
-Activations lie there with their features in rows, h (K, N). A warp computes a strip of elements with all features, and
+Activations lie there with their features in lines, h (K, N). A warp computes a strip of elements with all features, and
 a group of warps a tile of dW_self over its share of the elements. Each thread has 8 elements of a strip, and some
 features, in registers: ``sums[r * held_columns + j]`` for element r and feature j.
 
 There are two ways: fused multiply-adds on blocks of numbers, and tensor cores on fragments (``tensor_cores.py``). What
-tensor cores multiply is rounded when it is written to shared memory, as far as it can be: it is read several times.
+tensor cores multiply is rounded when it is written to shared memory: it is read several times. In bfloat16 a line has
+two features, f and f + 8 of each 16, so that a word is a pair of steps of a product along the features. The weights of
+a layer lie in the same way, (K, N), and, for the way back, (N, K).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device
 from fastperm.kernels.cuda.product import holder, outer_product_adder, place_in_grid
-from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES, as_it_is
-from fastperm.kernels.cuda.vectors import load1, load2, load4, store1, store2, store4
+from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
+from fastperm.kernels.cuda.vectors import high_halves, load1, load2, load4, low_halves, store1, store2, store4
 
 VECTORS = 5  # in shared memory, of one float for each feature
 EXCHANGED = 2  # more of them, which the other blocks of a cluster read
@@ -108,24 +111,34 @@ class Layout(NamedTuple):
         return self.tensor_cores.steps if self.tensor_cores else 2
 
     @property
+    def pack(self):
+        """How many features a line has."""
+        return self.tensor_cores.pack if self.tensor_cores else 1
+
+    @property
+    def lines(self):
+        """Number of lines of all features."""
+        return self.width // self.pack
+
+    @property
     def pad(self):
         """Floats between rows of shared memory that keep its accesses off each other's banks."""
         return 8 if self.tensor_cores else 4
 
     @property
     def lead(self):
-        """Floats from one row of the weights to the next."""
+        """Floats from one line of the weights to the next, or from one row of dW_self."""
         return self.width + self.pad
 
     @property
     def stage_lead(self):
-        """Floats from one feature of a stage to the next."""
-        return self.stage + (4 * self.tensor_cores.pack if self.tensor_cores else 4)
+        """Floats from one line of a stage to the next."""
+        return self.stage + 4 * self.pack
 
     @property
     def stage_size(self):
         """Floats of a stage."""
-        return self.width * self.stage_lead
+        return self.lines * self.stage_lead
 
     @property
     def tile(self):
@@ -162,7 +175,7 @@ class Layout(NamedTuple):
         """Floats of shared memory for two stages of h, as far as weights do not lie there, or for sums of threads."""
         sums = self.rows * self.warps * self.sums_lead + self.threads
         stages = max(2 * self.stage_size, self.heaps * self.width * self.lead)
-        return max(stages - self.width * self.lead if self.wide else stages, sums)
+        return max(stages - self.lines * self.lead if self.wide else stages, sums)
 
     @property
     def vectors(self):
@@ -174,17 +187,21 @@ class Layout(NamedTuple):
         return -(-longest // (self.strip * self.cluster))
 
     def stride(self, longest):
-        """Return the floats from one feature to the next, for sets of so many elements: strips, and a pad."""
+        """Return the floats from one line to the next, for sets of so many elements: strips, and a pad."""
         return self.strips(longest) * self.strip + self.pad
 
     def signs(self, longest):
         """Return the words that take one bit for each number of a layer, for sets of so many elements."""
         return -(-self.strips(longest) // self.warps) * self.words * self.threads
 
+    def kept(self, longest, depth):
+        """Return the floats of h_1 … h_{D−1} and m_0 … m_{D−1} of a block, for sets of so many elements."""
+        return (depth - 1) * self.lines * self.stride(longest) + depth * self.width
+
     def shared_bytes(self, longest):
         """Return the shared memory of a block for sets of so many elements."""
-        rows, weights = (self.width + 1) * self.stride(longest), self.width * self.lead
-        return 4 * (rows + weights + self.work + self.vectors * self.width)
+        elements, weights = (self.lines + 1) * self.stride(longest), self.lines * self.lead
+        return 4 * (elements + weights + self.work + self.vectors * self.width)
 
 
 LAYOUTS = (
@@ -218,6 +235,20 @@ TENSOR_LAYOUTS = {
 }
 
 
+class Strips(NamedTuple):
+    """The functions of a layout, which its kernels are made of."""
+
+    place_of_lane: Callable  # (lane): row and column of a thread in the grid of its warp
+    first_feature: Callable  # (line): the first feature that a line has; the other one, if there is one, is 8 later
+    word: Callable  # (own, other): what stands for the numbers of these features in one place
+    hold_rows: Callable
+    hold_columns: Callable
+    put_strip: Callable
+    multiply_strip: Callable
+    add_to_tiles: Callable
+    put_tiles: Callable
+
+
 def strips_of_multiply_adds(layout):
     """Return the functions of a layout, which read shared memory 128 bits at a time."""
     held_columns, held, lead, width = layout.held_columns, layout.held, layout.lead, layout.width
@@ -235,8 +266,16 @@ def strips_of_multiply_adds(layout):
     add_outer_product = outer_product_adder(8, held_columns)
 
     @device
+    def first_feature(line):
+        return line
+
+    @device
+    def word(own, other):
+        return own
+
+    @device
     def put_strip(array, start, stride, sums):
-        """Write this thread's part of a strip, whose features are rows of ``stride``."""
+        """Write this thread's part of a strip, whose features are lines of ``stride``."""
         for j in range(held_columns):
             place = start + (j // 4 * part_columns + j % 4) * stride
             r0, r1, r2, r3 = j, held_columns + j, 2 * held_columns + j, 3 * held_columns + j
@@ -250,8 +289,8 @@ def strips_of_multiply_adds(layout):
             sums[i] = own[i]
 
     @device
-    def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
-        """Add to the sums a strip, whose features are rows of ``stride``, times the weights; ``inner`` is even."""
+    def multiply_strip(shared, strip, stride, weights, lines, lane, a, b, next_a, next_b, sums):
+        """Add to the sums a strip, whose features are lines of ``stride``, times the weights; ``lines`` is even."""
         own_row, own_column = place_of_lane(lane)
         place, weights_place = strip + 4 * own_row, weights + 4 * own_column
         # Where compilers keep many sums in memory (`resident`), they do not keep those of this loop alone there.
@@ -262,7 +301,7 @@ def strips_of_multiply_adds(layout):
             keep_quarter(sums, held // 2, own)
             keep_quarter(sums, 3 * held // 4, own)
         # Two steps at a time: shared memory answers one while the other is multiplied.
-        left = np.int32(inner)
+        left = np.int32(lines)
         while True:  # at least once: otherwise the sums would be moved to where they are used next
             hold_rows(shared, place, a)
             hold_columns(shared, weights_place, b)
@@ -327,7 +366,10 @@ def strips_of_multiply_adds(layout):
                 value = tiles[k * down + j]
                 store1(shared, at, value + load1(shared, at) if adding else value)
 
-    return place_of_lane, hold_rows, hold_columns, as_it_is, put_strip, multiply_strip, add_to_tiles, put_tiles
+    return Strips(
+        *(place_of_lane, first_feature, word, hold_rows, hold_columns),
+        *(put_strip, multiply_strip, add_to_tiles, put_tiles),
+    )
 
 
 def strips_of_tensor_cores(layout):
@@ -339,17 +381,18 @@ def strips_of_tensor_cores(layout):
     held_columns, lead, width = layout.held_columns, layout.lead, layout.width
     stage_lead, down, group = layout.stage_lead, layout.down, layout.group
     features, tile_features, tile_columns = width // 16, layout.across // 2, down // 2  # fragments
-    cores = layout.tensor_cores
-    steps, half, pack = cores.steps, cores.half, cores.pack
-    take_down, take_along, multiply = cores.down_rounded, cores.along_rounded, cores.multiply
-    rounded = cores.number_rounded  # what is pooled is not: a NaN reaches the loss that way
-    at_once = min(held_columns, 2 if SIMULATED else 8)
+    cores, steps, pack = layout.tensor_cores, layout.steps, layout.pack
+    multiply, rounded, number_rounded = cores.multiply, cores.rounded, cores.number_rounded
+    step_lines, block_lines = steps // pack, 16 // pack  # of 16 features
+    half_of_lines, half_of_elements = step_lines // 2, steps // 2
+    at_once = min(features, 1 if SIMULATED else 4)
     assert layout.rows == 4
     assert layout.columns == 8
     assert layout.tile == 4 * tile_features * tile_columns
     assert tile_features == features
-    assert held_columns in (at_once, 2 * at_once)
+    assert features in (at_once, 2 * at_once)
     assert layout.stage // layout.groups % steps == 0
+    assert tile_columns % 2 == 0
 
     @device
     def place_of_lane(lane):
@@ -365,45 +408,87 @@ def strips_of_tensor_cores(layout):
         for j in range(held_columns):
             registers[j] = load1(shared, place + j // 2 * 16 + j % 2 * 8)
 
+    if pack == 1:
+
+        @device
+        def first_feature(line):
+            return line
+
+        @device
+        def word(own, other):
+            return rounded(own)
+
+        @device
+        def put_pairs(array, place, stride, own, own_next, other, other_next):
+            store2(array, place, number_rounded(own), number_rounded(own_next))
+            store2(array, place + 8 * stride, number_rounded(other), number_rounded(other_next))
+
+        @device
+        def take_block(shared, place, lines_apart):
+            far = place + 8 * lines_apart
+            own, own_later = load1(shared, place), load1(shared, place + half_of_elements)
+            return own, load1(shared, far), own_later, load1(shared, far + half_of_elements)
+
+    else:
+
+        @device
+        def first_feature(line):
+            return 2 * line - (line & 7)
+
+        @device
+        def word(own, other):
+            return rounded(own, other)
+
+        @device
+        def put_pairs(array, place, stride, own, own_next, other, other_next):
+            store2(array, place, rounded(own, other), rounded(own_next, other_next))
+
+        @device
+        def take_block(shared, place, lines_apart):
+            first, second = load2(shared, place)
+            third, fourth = load2(shared, place + half_of_elements)
+            own, other = low_halves(first, second), high_halves(first, second)
+            return own, other, low_halves(third, fourth), high_halves(third, fourth)
+
     @device
-    def put_features(array, start, stride, first, sums):
-        for j in range(first, first + at_once):
-            place = start + (j // 2 * 16 + j % 2 * 8) * stride
+    def put_blocks(array, start, stride, first, sums):
+        for f in range(first, first + at_once):
             for i in range(4):
-                r = 2 * i * held_columns + j
-                store2(array, place + 8 * i, rounded(sums[r]), rounded(sums[r + held_columns]))
+                place = start + f * block_lines * stride + 8 * i
+                r = 2 * i * held_columns + 2 * f
+                s = r + held_columns  # the next element
+                put_pairs(array, place, stride, sums[r], sums[s], sums[r + 1], sums[s + 1])
 
     @device
     def put_strip(array, start, stride, sums):
-        """Write this thread's part of a strip, whose features are rows of ``stride``, rounded."""
-        put_features(array, start, stride, 0, sums)
-        if held_columns > at_once:  # as one loop, compilers would not unroll it, and keep the sums in memory
-            put_features(array, start, stride, at_once, sums)
+        """Write this thread's part of a strip, whose features are in lines of ``stride``, rounded."""
+        put_blocks(array, start, stride, 0, sums)
+        if features > at_once:  # as one loop, compilers would not unroll it, and keep the sums in memory
+            put_blocks(array, start, stride, at_once, sums)
 
     @device
-    def multiply_strip(shared, strip, stride, weights, inner, lane, a, b, next_a, next_b, sums):
-        """Add to the sums a strip, whose features are rows of ``stride``, times the weights, in whole steps."""
+    def multiply_strip(shared, strip, stride, weights, lines, lane, a, b, next_a, next_b, sums):
+        """Add to the sums a strip, whose features are in lines of ``stride``, times the weights, in whole steps."""
         place, weights_place = strip + lane % 4 * stride + lane // 4, weights + lane % 4 * lead + lane // 4
-        apart, weights_apart = 4 * stride, 4 * lead
-        left = np.int32(inner)
+        left = np.int32(lines)
         while True:  # at least once: otherwise the sums would be moved to where they are used next
             for i in range(4):
-                a[2 * i] = take_down(shared, place + 8 * i, apart)
-                a[2 * i + 1] = take_down(shared, place + half * stride + 8 * i, apart)
+                a[2 * i] = load1(shared, place + 8 * i)
+                a[2 * i + 1] = load1(shared, place + half_of_lines * stride + 8 * i)
             for f in range(features):
                 near = weights_place + 16 * f
-                far = near + half * lead
-                w0, w1 = take_down(shared, near, weights_apart), take_down(shared, near + 8, weights_apart)
-                w2, w3 = take_down(shared, far, weights_apart), take_down(shared, far + 8, weights_apart)
+                far = near + half_of_lines * lead
+                w0, w1 = load1(shared, near), load1(shared, near + 8)
+                w2, w3 = load1(shared, far), load1(shared, far + 8)
                 for i in range(4):
                     r = 2 * i * held_columns + 2 * f
                     s = r + held_columns  # the next element
                     sums[r], sums[s], sums[r + 1], sums[s + 1] = multiply(
                         w0, w1, w2, w3, a[2 * i], a[2 * i + 1], sums[r], sums[s], sums[r + 1], sums[s + 1]
                     )
-            place += steps * stride
-            weights_place += steps * lead
-            left -= np.int32(steps)
+            place += step_lines * stride
+            weights_place += step_lines * lead
+            left -= np.int32(step_lines)
             if left <= 0:
                 break
 
@@ -416,16 +501,15 @@ def strips_of_tensor_cores(layout):
         lane = thread % 32
         own = lane % 4 * pack
         place = of_stage + lane // 4 * stage_lead + own
-        g_place = of_strip + (thread % group // 32 * (8 * tile_columns) + lane // 4) * stride + own
+        g_line = thread % group // 32 * (tile_columns // 2 * block_lines) + lane // 4
+        g_place = of_strip + g_line * stride + own
         for row in range(0, rows, steps):
-            for j in range(tile_columns):
-                of_g[2 * j] = take_along(shared, g_place + 8 * j * stride + row)
-                of_g[2 * j + 1] = take_along(shared, g_place + 8 * j * stride + row + half)
+            for j in range(0, 2 * tile_columns, 4):
+                of_g[j], of_g[j + 2], of_g[j + 1], of_g[j + 3] = take_block(
+                    shared, g_place + j // 4 * block_lines * stride + row, stride
+                )
             for f in range(tile_features):
-                near = place + 16 * f * stage_lead + row
-                far = near + 8 * stage_lead
-                h0, h1 = take_along(shared, near), take_along(shared, far)
-                h2, h3 = take_along(shared, near + half), take_along(shared, far + half)
+                h0, h1, h2, h3 = take_block(shared, place + f * block_lines * stage_lead + row, stage_lead)
                 for j in range(tile_columns):
                     r = 2 * j * held_columns + 2 * f
                     s = r + held_columns
@@ -452,4 +536,7 @@ def strips_of_tensor_cores(layout):
                 put_two(shared, at, tiles[r], tiles[r + held_columns], adding)
                 put_two(shared, at + 8 * lead, tiles[r + 1], tiles[r + 1 + held_columns], adding)
 
-    return place_of_lane, hold_rows, hold_columns, cores.rounded, put_strip, multiply_strip, add_to_tiles, put_tiles
+    return Strips(
+        *(place_of_lane, first_feature, word, hold_rows, hold_columns),
+        *(put_strip, multiply_strip, add_to_tiles, put_tiles),
+    )

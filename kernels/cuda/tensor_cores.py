@@ -16,12 +16,6 @@ from fastperm.kernels.cuda.vectors import (
 
 
 @device
-def as_it_is(x):
-    """Return x."""
-    return x
-
-
-@device
 def _tf32_down(array, place, apart):
     return round_tf32(load1(array, place))
 
@@ -55,7 +49,8 @@ class Cores(NamedTuple):
     and 2 t + 1, whichever is free of bank conflicts.
 
     Numbers that are multiplied several times may go through ``rounded`` when they are written, or, if a NaN among them
-    comes to light in another way, through ``number_rounded``; then ``down_rounded`` and ``along_rounded`` take them.
+    comes to light in another way, through ``number_rounded``: as many as a register holds become one float32. A product
+    may also be asked to take TF32 as they are, with ``down_rounded`` and ``along_rounded``.
     """
 
     name: str
@@ -63,7 +58,7 @@ class Cores(NamedTuple):
     pack: int
     down: Callable  # (array, place, apart): a register of numbers that lie so far apart
     along: Callable  # (array, place): a register of numbers side by side
-    rounded: Callable  # (x,): a float32
+    rounded: Callable  # (x,), or (x, y)
     number_rounded: Callable
     down_rounded: Callable
     along_rounded: Callable
@@ -80,9 +75,8 @@ TENSOR_CORES = {
         *("tf32", 8, 1, _tf32_down, _tf32_along),
         *(round_tf32, round_number_tf32, _rounded_tf32_down, load1, multiply_tf32),
     ),
-    # A register is two numbers, which are rounded as they are put together.
     "bfloat16": Cores(
         *("bf16", 16, 2, _bf16_down, _bf16_along),
-        *(as_it_is, as_it_is, _bf16_down, _bf16_along, multiply_bf16),
+        *(round_bf16, round_bf16, _bf16_down, _bf16_along, multiply_bf16),
     ),
 }

@@ -131,6 +131,16 @@ if SIMULATED or cuda is None:
         return bits.astype(np.uint16).view(np.float32)[0]
 
     @device
+    def low_halves(a, b):
+        """Return the lower halves of the bits of two float32, as one float32, that of the first below."""
+        return np.array([a, b], np.float32).view(np.uint16)[::2].copy().view(np.float32)[0]
+
+    @device
+    def high_halves(a, b):
+        """Return the upper halves of the bits of two float32, as one float32, that of the first below."""
+        return np.array([a, b], np.float32).view(np.uint16)[1::2].copy().view(np.float32)[0]
+
+    @device
     def multiply_tf32(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
         """Return a b + c of a warp, when all of its block multiply, as PTX documents ``mma.m16n8k8`` for TF32."""
         registers = _registers_of_warp(a0, a1, a2, a3, b0, b1)
@@ -390,6 +400,26 @@ else:
             return builder.bitcast(builder.call(rounded, arguments), _FLOAT)
 
         return types.float32(types.float32, types.float32), generate
+
+    def _halves(bytes_of):
+        """Return signature and code of what puts four bytes of two float32 together, numbered from the last one."""
+        together = ir.InlineAsm(ir.FunctionType(_INT, [_INT] * 2), f"prmt.b32 $0, $1, $2, {bytes_of};", "=r,r,r")
+
+        def generate(context, builder, signature, arguments):
+            bits = [builder.bitcast(argument, _INT) for argument in arguments]
+            return builder.bitcast(builder.call(together, bits), _FLOAT)
+
+        return types.float32(types.float32, types.float32), generate
+
+    @intrinsic
+    def low_halves(typing_context, a, b):
+        """Return the lower halves of the bits of two float32, as one float32, that of the first below."""
+        return _halves("0x5410")
+
+    @intrinsic
+    def high_halves(typing_context, a, b):
+        """Return the upper halves of the bits of two float32, as one float32, that of the first below."""
+        return _halves("0x7632")
 
     def _multiply(shape, kind):
         """Return signature and code of ``mma.sync``, for factors of a kind: six registers of 32 bits, as float32."""
