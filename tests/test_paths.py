@@ -70,8 +70,11 @@ def test_cuda_names_the_tiles_of_the_widths(h100):
     assert "sets of 2.5 elements, on average, are fewer than 32" in why
 
 
-@pytest.mark.parametrize(("precision", "words"), [("tf32", "TF32"), ("bfloat16", "bfloat16")])
-def test_cuda_says_what_is_rounded(precision, words, h100):
+@pytest.mark.parametrize(
+    ("precision", "words", "wide", "most"),
+    [("tf32", "TF32", "a cluster of 2 blocks, each of ", 512), ("bfloat16", "bfloat16", "a block of ", 1088)],
+)
+def test_cuda_says_what_is_rounded(precision, words, wide, most, h100):
     ((name, _, why),) = cuda.paths(np.array([0, 512, 600]), (2, 64, 16, 4), "mean", "sum", precision=precision)
     assert name == "resident"
     assert why.endswith(f"as wide as 64, on tensor cores in {words}")
@@ -85,11 +88,13 @@ def test_cuda_says_what_is_rounded(precision, words, h100):
     assert f"1024 to 1024 columns: NVIDIA's library, in {words}, " in why
     ((name, _, why),) = cuda.paths(np.array([0, 512]), (2, 128, 65, 4), "mean", "sum", precision=precision)
     assert name == "resident"
-    assert why.startswith("a cluster of 2 blocks, each of ")
+    assert why.startswith(wide)
     assert why.endswith(f"as wide as 128, on tensor cores in {words}")
-    ((name, _, why),) = cuda.paths(np.array([0, 545]), (2, 64, 16, 4), "mean", "sum", precision=precision)
+    ((name, _, why),) = cuda.paths(np.array([0, most]), (2, 64, 16, 4), "mean", "sum", precision=precision)
+    assert name == "resident"
+    ((name, _, why),) = cuda.paths(np.array([0, most + 1]), (2, 64, 16, 4), "mean", "sum", precision=precision)
     assert name == "fused tiles"
-    assert why.startswith("a set of 545 elements needs ")
+    assert why.startswith(f"a set of {most + 1:,} elements needs ")
 
 
 def test_where_clusters_do_not_run_a_block_has_to_hold_a_set(h100, monkeypatch):
