@@ -12,8 +12,8 @@ import fastperm
 from fastperm.kernels import cuda
 from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda import cluster_probe, compiling
+from fastperm.kernels.cuda.layouts import LAYOUTS, TENSOR_LAYOUTS
 from fastperm.kernels.cuda.resident import resident_forward, resident_step
-from fastperm.kernels.cuda.strips import LAYOUTS, TENSOR_LAYOUTS
 
 # One element, a set that spans tiles, many in one; widths of all tiles and of the library, aligned for 128 bits or not.
 COUNTS = (1, 150, 3, 2, 40)

@@ -622,11 +622,11 @@ def hold_resident_to_reference(cuda, widths, counts, aggregate, pool, weighted):
 @pytest.mark.parametrize(("aggregate", "pool", "weighted"), [("mean", "sum", True), ("sum", "mean", False)], ids=str)
 @pytest.mark.parametrize(("widths", "counts"), RESIDENT, ids=str)
 def test_resident(cuda, widths, counts, aggregate, pool, weighted, monkeypatch):
-    from fastperm.kernels.cuda import resident, strips
+    from fastperm.kernels.cuda import layouts, resident
 
     monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    assert isinstance(resident.layout_for(offsets, widths, aggregate, pool), strips.Layout)
+    assert isinstance(resident.layout_for(offsets, widths, aggregate, pool), layouts.Layout)
     hold_resident_to_reference(cuda, widths, counts, aggregate, pool, weighted)
 
 
@@ -732,10 +732,10 @@ ON_TENSOR_CORES = pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_units_at_zero_pass_no_gradient_on_chip(cuda, precision, monkeypatch):
-    from fastperm.kernels.cuda import resident, strips
+    from fastperm.kernels.cuda import layouts, resident
 
     monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
-    for layout in strips.TENSOR_LAYOUTS.get(precision, strips.LAYOUTS):
+    for layout in layouts.TENSOR_LAYOUTS.get(precision, layouts.LAYOUTS):
         K, counts = layout.width, (5, 9)
         widths, at_zero = (3, K, K, 2), np.arange(K) % 3 == 1
         case, flat = Case(counts, 3, 1, False), network(widths)
@@ -757,10 +757,10 @@ def test_units_at_zero_pass_no_gradient_on_chip(cuda, precision, monkeypatch):
 @ON_TENSOR_CORES
 def test_tensor_cores_multiply_what_they_hold_exactly(cuda, precision, monkeypatch):
     """Small integers and powers of 2: every number is in its place of the fragments, or the result is wrong."""
-    from fastperm.kernels.cuda import resident, strips
+    from fastperm.kernels.cuda import layouts, resident
 
     generator = np.random.default_rng(SEED)
-    for layout in strips.TENSOR_LAYOUTS[precision]:
+    for layout in layouts.TENSOR_LAYOUTS[precision]:
         K, counts = layout.width, (32, 8) if compiling.SIMULATED else (512, 128, 256, 64)
         widths = (K - 5, K, K - 3, K, 4)
         x = generator.integers(-2, 3, (sum(counts), K - 5)).astype(float)
@@ -1028,7 +1028,7 @@ WIDER = (3, 36, 33, 36, 2) if compiling.SIMULATED else (3, 300, 257, 300, 2)
     ids=str,
 )
 def test_a_step_rounds_what_bfloat16_rounds(cuda, widths, counts, weighted, monkeypatch):
-    from fastperm.kernels.cuda import product, resident, strips
+    from fastperm.kernels.cuda import layouts, product, resident
 
     monkeypatch.setattr(resident, "LEAST_ELEMENTS", 1)
     case, flat = Case(counts, widths[0], 1, weighted), network(widths).astype(np.float32).astype(float)
@@ -1039,7 +1039,7 @@ def test_a_step_rounds_what_bfloat16_rounds(cuda, widths, counts, weighted, monk
     batch, how = (x, case.offsets, weights), (parameters, widths, "mean", "mean")
     cuda.deep_set_forward(*batch, *how, y=y, precision="bfloat16")
     cuda.deep_set_step(*batch, targets, *how, gradients=gradients, precision="bfloat16")
-    on_chip = isinstance(resident.layout_for(case.offsets, widths, "mean", "mean", "bfloat16"), strips.Layout)
+    on_chip = isinstance(resident.layout_for(case.offsets, widths, "mean", "mean", "bfloat16"), layouts.Layout)
     assert on_chip == (widths is not WIDER)
     narrowest = 0 if on_chip else product.LEAST_ROUNDED
     for found, wanted in zip((y, gradients), step_in_bfloat16(case, targets, flat, widths, narrowest), strict=True):

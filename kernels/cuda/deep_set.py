@@ -15,6 +15,7 @@ from fastperm.kernels.cuda import angular
 from fastperm.kernels.cuda.compiling import xp
 from fastperm.kernels.cuda.dense import dense_backward, dense_forward
 from fastperm.kernels.cuda.equivariant import layer_forward, layer_inputs, layer_parameters, set_sums
+from fastperm.kernels.cuda.layouts import Layout
 from fastperm.kernels.cuda.mean_squared_error import squared_error
 from fastperm.kernels.cuda.offsets import on_device
 from fastperm.kernels.cuda.pooling import (
@@ -30,7 +31,6 @@ from fastperm.kernels.cuda.pooling import (
 )
 from fastperm.kernels.cuda.product import NO_POOL
 from fastperm.kernels.cuda.resident import layout_for, resident_forward, resident_step
-from fastperm.kernels.cuda.strips import Layout
 from fastperm.kernels.reference.deep_set import split_parameters
 
 

@@ -13,9 +13,9 @@ from itertools import pairwise
 import numpy as np
 
 from fastperm.kernels.cuda import product_on_cores
+from fastperm.kernels.cuda.layouts import Layout
 from fastperm.kernels.cuda.product import BY_LIBRARY, ON_CORES, suited, way_of
 from fastperm.kernels.cuda.resident import layout_for
-from fastperm.kernels.cuda.strips import Layout
 
 IN_WORDS = {"tf32": "TF32", "bfloat16": "bfloat16"}
 

@@ -20,38 +20,24 @@ is pooled vectors, forward and on the way back: each block adds up its own eleme
 up, out of their shared memory, and goes on with the sum, which has the same bits in all of them. Parameter gradients
 are sums over the elements of a block, or, where they come from a pooled vector, those of the first block.
 
-Widths are rounded up to a layout of ``strips.py``, which says how threads share the products.
+Widths are rounded up to a layout of ``layouts.py``. What the kernel is made of: ``strips.py`` has the products, and
+``resident_*.py`` the sums, the masks, what is read of the parameters, and dW_self.
 """
 
 import numpy as np
 
 from fastperm.kernels.cuda.cluster_probe import clusters_run
 from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, clusters, cuda, device, kernel, most_shared_memory, xp
+from fastperm.kernels.cuda.layouts import LAYOUTS, TENSOR_LAYOUTS
 from fastperm.kernels.cuda.mean_squared_error import mean_of_sums
 from fastperm.kernels.cuda.offsets import on_device, sizes
 from fastperm.kernels.cuda.product import add_parts
-from fastperm.kernels.cuda.strips import (
-    LAYOUTS,
-    TENSOR_LAYOUTS,
-    VECTORS,
-    strips_of_multiply_adds,
-    strips_of_tensor_cores,
-)
-from fastperm.kernels.cuda.vectors import (
-    add1,
-    cluster_barrier,
-    cluster_rank,
-    cluster_size,
-    copy4,
-    end_copies,
-    load1,
-    load1_of_block,
-    push_sign,
-    relu,
-    store1,
-    wait_for_copies_but_one,
-    where_bit,
-)
+from fastperm.kernels.cuda.resident_gradient import self_gradient_of
+from fastperm.kernels.cuda.resident_masks import masks_of
+from fastperm.kernels.cuda.resident_parameters import parameters_of
+from fastperm.kernels.cuda.resident_sums import sums_of
+from fastperm.kernels.cuda.strips import strips_of
+from fastperm.kernels.cuda.vectors import add1, cluster_barrier, cluster_rank, cluster_size, load1, relu, store1
 
 # The sets are dealt out to so many blocks at most: two for each multiprocessor of a large card.
 BLOCKS = 3 if SIMULATED else 264
@@ -180,61 +166,29 @@ def _put(parts, place, value, fresh):
 
 def _make(layout, training):
     """Return the kernel of a layout: predictions, or the loss and all gradients."""
-    width, warps, threads, strip_rows = layout.width, layout.warps, layout.threads, layout.strip
-    held_columns, held, tile = layout.held_columns, layout.held, layout.tile
-    strips_of = strips_of_tensor_cores if layout.tensor_cores else strips_of_multiply_adds
-    place_of_lane, first_feature, word, hold_rows, hold_columns, *of_products = strips_of(layout)
-    put_strip, multiply_strip, add_to_tiles, put_tiles = of_products
+    width, warps, threads, strip_rows, lines = layout.width, layout.warps, layout.threads, layout.strip, layout.lines
+    held_columns, held, tile, words = layout.held_columns, layout.held, layout.tile, layout.words
+    wide, clustered, rounds = layout.wide, layout.clustered, layout.tensor_cores is not None
     # Column j of a thread is its first one, and so many more.
     U, near, far = layout.columns_near
-    lead = layout.lead  # of the lines of the weights, in shared memory
-    lines, pack = layout.lines, layout.pack
-    words, in_word = layout.words, held // layout.words
-    assert words in (1, 2, 4)
-    wide, clustered, rounds = layout.wide, layout.clustered, layout.tensor_cores is not None
-    # Places in shared memory: the weights of a layer, room for work, vectors, and h or g; behind it, w.
-    W, free = 0, lines * lead
-    m = free + layout.work
-    c, G, dm, dy, exchanged = (m + (i + 1) * width for i in range(VECTORS))
-    h = m + layout.vectors * width
-    stages = W if wide else free  # of h, and then dW_self
     thread_rows, warp_threads = layout.rows, layout.rows * layout.columns
-    first_row, first_column, steps = layout.rows_at_once, 1 if layout.tensor_cores else 4, layout.steps
-    step_lines = steps // pack
-    sums_rows, sums_lead, shares = warps * thread_rows, layout.sums_lead, threads // width
-    sums_size = sums_rows * sums_lead
-    # Rounds of the threads over a matrix of the parameters: so many at once, as many times as it takes.
-    held_rounds = min(width // shares, 16)
-    times = width // shares // held_rounds
-    # And over its words, in lines of the features or, turned, in columns of them.
-    line_shares = threads // lines
-    word_rounds = -(-width // line_shares)
-    held_words = min(word_rounds, 16 // pack)
-    word_times = word_rounds // held_words
-    most_of_W = max(held_rounds, held_words * pack)
-    adders = min(32, threads // 2)
-    group, groups, stage, stage_lead = layout.group, layout.groups, layout.stage, layout.stage_lead
-    stage_size, fours = layout.stage_size, stage // 4
-    heaps, heap = layout.heaps, width * lead
-    group_rows, most_held, most_rows = stage // groups, max(held, tile), layout.most_rows
-    assert threads % fours == threads % width == stage % strip_rows == 0
+    first_row, first_column = layout.rows_at_once, 1 if layout.tensor_cores else 4
+    steps, step_lines = layout.steps, layout.steps // layout.pack  # of a product along the features
+    sums_rows, sums_lead, shares = layout.sums_rows, layout.sums_lead, threads // width
+    lead, heaps, heap, group = layout.lead, layout.heaps, width * layout.lead, layout.group  # of dW_self
+    most_held, most_rows = max(held, tile), layout.most_rows
+    W, free, stages, m, c, G, dm, dy, _, h = layout.places
+
+    strips_here = strips_of(layout)
+    place_of_lane, hold_rows, hold_columns = strips_here.place_of_lane, strips_here.hold_rows, strips_here.hold_columns
+    put_inputs, put_strip, multiply_strip = strips_here.put_inputs, strips_here.put_strip, strips_here.multiply_strip
+    add_to_own_sums, clear_own_sums, add_up, column_sums = sums_of(layout)
+    put_signs, hold_signs, mask_sums = masks_of(layout)
+    most_parameters, put_weights, put_turned_weights, vector_product = parameters_of(
+        layout, strips_here.first_feature, strips_here.word
+    )
+    self_gradient = self_gradient_of(layout, strips_here)
     assert heaps == 1 or not wide
-
-    @device
-    def add_to_own_sums(shared, own_sums, a, sums, b):
-        """Add the rows of a strip, times ``a``, to what this thread has summed of its columns."""
-        for j in range(held_columns):
-            b[j] = np.float32(0)
-        for r in range(8):
-            for j in range(held_columns):
-                b[j] += a[r] * sums[r * held_columns + j]
-        for j in range(held_columns):
-            add1(shared, own_sums + j // U * far + j % U * near, b[j])
-
-    @device
-    def clear_own_sums(shared, own_sums):
-        for j in range(held_columns):
-            store1(shared, own_sums + j // U * far + j % U * near, np.float32(0))
 
     @device
     def begin_with_columns(b, sums):
@@ -247,234 +201,6 @@ def _make(layout, training):
         for r in range(8):
             for j in range(held_columns):
                 sums[r * held_columns + j] = a[r] * b[j]
-
-    @device
-    def signs_of(sums, first):
-        """Return which of so many sums, from this one on, are positive, the first one's bit above the others."""
-        bits = np.int32(0)
-        for i in range(first, first + in_word):
-            bits = push_sign(bits, sums[i])
-        return bits
-
-    @device
-    def put_signs(signs, place, sums):
-        # Written out: compilers do not unroll a loop over many sums.
-        signs[place] = signs_of(sums, 0)
-        if words > 1:
-            signs[place + threads] = signs_of(sums, in_word)
-        if words > 2:
-            signs[place + 2 * threads] = signs_of(sums, 2 * in_word)
-            signs[place + 3 * threads] = signs_of(sums, 3 * in_word)
-
-    @device
-    def hold_signs(signs, place, bits):
-        for i in range(words):
-            bits[i] = signs[place + i * threads]
-
-    @device
-    def mask_some(bits, first, sums):
-        for i in range(in_word):
-            sums[first + i] = where_bit(bits, in_word - 1 - i, sums[first + i])
-
-    @device
-    def mask_sums(bits, sums):
-        """Make zero what was not positive on the way forward."""
-        mask_some(bits[0], 0, sums)
-        if words > 1:
-            mask_some(bits[1], in_word, sums)
-        if words > 2:
-            mask_some(bits[2], 2 * in_word, sums)
-            mask_some(bits[3], 3 * in_word, sums)
-
-    @device
-    def exchange(shared, thread, count, own, shown):
-        """Show the other blocks of the cluster so many numbers, one of each thread; return where all have theirs."""
-        # Two places take turns: a block may go on while others still read what it has shown.
-        place = exchanged + shown[0] * width
-        shown[0] = np.int64(1) - shown[0]
-        if thread < count:
-            store1(shared, place + thread, np.float32(own))
-        cluster_barrier()
-        return place
-
-    @device
-    def sum_of_blocks(shared, place):
-        total = np.float64(0)
-        for rank in range(cluster_size()):
-            total += np.float64(load1_of_block(shared, place, rank))
-        return total
-
-    @device
-    def add_up(shared, at, thread, shown):
-        """Return the sum of one number of each thread, which lie at ``at``, in all threads of all blocks of a set."""
-        cuda.syncthreads()
-        if thread < adders:
-            total = np.float32(0)
-            for i in range(thread, threads, adders):
-                total += load1(shared, at + i)
-            store1(shared, at + thread, total)
-        cuda.syncthreads()
-        whole = np.float64(0)
-        for i in range(adders):
-            whole += np.float64(load1(shared, at + i))
-        if clustered:
-            whole = sum_of_blocks(shared, exchange(shared, thread, 1, whole, shown))
-        else:
-            cuda.syncthreads()
-        return whole
-
-    @device
-    def column_sums(shared, at, divisor, thread, out, shown):
-        """Add up what the threads of all blocks of a set have summed of their columns, and divide."""
-        cuda.syncthreads()
-        column = thread % width
-        total = np.float32(0)
-        for i in range(thread // width, sums_rows, shares):
-            total += load1(shared, at + i * sums_lead + column)
-        store1(shared, at + sums_size + thread, total)
-        cuda.syncthreads()
-        whole = np.float64(0)
-        if thread < width:
-            for i in range(shares):
-                whole += np.float64(load1(shared, at + sums_size + i * width + thread))
-        if clustered:
-            place = exchange(shared, thread, width, whole, shown)
-            if thread < width:
-                whole = sum_of_blocks(shared, place + thread)
-        if thread < width:
-            store1(shared, out + thread, np.float32(whole / divisor))
-        cuda.syncthreads()
-
-    @device
-    def hold_pair(matrix, start, K, N, k, j, k_apart, j_apart, registers, i):
-        """Take the numbers of a word of a matrix (K, N) of the parameters; zeros beyond it."""
-        registers[pack * i] = matrix[start + k * N + j] if k < K and j < N else np.float32(0)
-        if pack > 1:
-            k, j = k + k_apart, j + j_apart
-            registers[pack * i + 1] = matrix[start + k * N + j] if k < K and j < N else np.float32(0)
-
-    @device
-    def put_word(shared, place, registers, i):
-        store1(shared, place, word(registers[pack * i], registers[pack * i + pack - 1]))
-
-    @device
-    def put_weights(shared, matrix, start, K, N, inner, thread, registers):
-        """Write so many lines of a matrix (K, N) of the parameters to where the weights lie."""
-        j = thread % width
-        for time in range(word_times):
-            first = thread // width + time * held_words * shares
-            for i in range(held_words):
-                hold_pair(matrix, start, K, N, first_feature(first + i * shares), j, 8, 0, registers, i)
-            for i in range(held_words):
-                line = first + i * shares
-                if line < inner:
-                    put_word(shared, W + line * lead + j, registers, i)
-
-    @device
-    def put_turned_weights(shared, matrix, start, K, N, inner, thread, registers):
-        """Write so many lines of its transpose."""
-        line = thread % lines
-        j = first_feature(line)
-        for time in range(word_times):
-            first = thread // lines + time * held_words * line_shares
-            for i in range(held_words):
-                hold_pair(matrix, start, K, N, first + i * line_shares, j, 0, 8, registers, i)
-            if line < inner:
-                for i in range(held_words):
-                    k = first + i * line_shares
-                    if k < width:
-                        put_word(shared, W + line * lead + k, registers, i)
-
-    @device
-    def lines_of(K):
-        """Return how many lines hold so many features."""
-        return K if pack == 1 else (K + 15) // 16 * 8
-
-    @device
-    def put_inputs(shared, place, apart, count, x, start, K, there):
-        """Write the features of an element of x, or zeros, to a place in so many lines."""
-        for line in range(count):
-            k = first_feature(line)
-            own = x[start + k] if there and k < K else np.float32(0)
-            other = np.float32(0)
-            if pack > 1:
-                other = x[start + k + 8] if there and k + 8 < K else np.float32(0)
-            store1(shared, place + line * apart, word(own, other))
-
-    @device
-    def vector_product(shared, v, length, matrix, start, k_lead, j_lead, count, bias, at, thread, out, registers):
-        """Write Σ_k v_k matrix_kj, plus the bias if there is one (bias ≥ 0), for j < count, and zeros beyond."""
-        j = thread % width
-        total = np.float32(0)
-        for time in range(times):
-            first = thread // width + time * held_rounds * shares
-            for i in range(held_rounds):
-                k = first + i * shares
-                registers[i] = matrix[start + k * k_lead + j * j_lead] if k < length and j < count else np.float32(0)
-            for i in range(held_rounds):
-                k = first + i * shares
-                if k < length:
-                    total += load1(shared, v + k) * registers[i]
-        store1(shared, at + thread, total)
-        cuda.syncthreads()
-        if thread < width:
-            total = np.float32(0)
-            for i in range(shares):
-                total += load1(shared, at + i * width + thread)
-            if bias >= 0 and thread < count:
-                total += matrix[bias + thread]
-            store1(shared, out + thread, total)
-        cuda.syncthreads()
-
-    @device
-    def fetch_stage(
-        shared, room, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start, thread
-    ):  # fmt: skip
-        """Begin to copy a stage of h, if there is one."""
-        if start < padded:
-            if is_first:
-                for row in range(thread, min(np.int64(stage), padded - start), threads):
-                    element = start + row
-                    put_inputs(
-                        shared, room + row, stage_lead, lines_of(K), x, x_start + element * K, K, element < count
-                    )
-            else:
-                row = thread % fours * 4
-                if start + row < padded:
-                    for line in range(thread // fours, lines_of(K), threads // fours):
-                        copy4(shared, room + line * stage_lead + row, kept, kept_layer + line * stride + start + row)
-        end_copies()
-
-    @device
-    def self_gradient(
-        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h
-    ):  # fmt: skip
-        """Leave h gᵀ, (width, width), in the room of the stages, as the sum of some heaps."""
-        for i in range(tile):
-            tiles[i] = np.float32(0)
-        # One stage is on its way while the other is multiplied.
-        start, room = np.int64(0), np.int64(stages)
-        fetch_stage(shared, room, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start, thread)
-        while start < padded:
-            other = stages + stages + stage_size - room
-            fetch_stage(
-                shared, other, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start + stage, thread
-            )
-            wait_for_copies_but_one()
-            cuda.syncthreads()
-            first = start + own_group * group_rows
-            rows = min(np.int64(group_rows), padded - first)
-            add_to_tiles(shared, room + first - start, h + first, stride, rows, K, thread, of_g, of_h, tiles)
-            cuda.syncthreads()
-            start += stage
-            room = other
-        # The second half of the groups leaves its tiles there, and the first half adds its own.
-        if own_group >= heaps:
-            put_tiles(shared, stages + (own_group - heaps) * heap, thread, tiles, False)
-        cuda.syncthreads()
-        if own_group < heaps:
-            put_tiles(shared, stages + own_group * heap, thread, tiles, groups > 1)
-        cuda.syncthreads()
 
     arrays = "f4* i8* f4* f4* f4* i8* " + "i4 " * 4 + "i8 " * 5 + "f4 f4* i4* f4* f8* f4*"
 
@@ -517,7 +243,7 @@ def _make(layout, training):
         sums = cuda.local.array(most_held, np.float32)  # of a layer
         # Compilers that do not unroll all loops over many sums keep those in memory: then others need their own place.
         tiles = cuda.local.array(tile, np.float32) if wide else sums
-        of_W = cuda.local.array(most_of_W, np.float32) if wide else sums
+        of_W = cuda.local.array(most_parameters, np.float32) if wide else sums
         of_g = cuda.local.array(most_rows, np.float32)
         bits = cuda.local.array(words, np.int32)
         shown = cuda.local.array(1, np.int64)  # in which place is what this block shows next

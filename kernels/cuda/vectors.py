@@ -62,6 +62,11 @@ if SIMULATED or cuda is None:
     def wait_for_copies_but_one():
         """Wait until all groups of copies but the last one have arrived."""
 
+    @device
+    def block_barrier():
+        """Wait for all threads of the block, and see what they wrote; for modules that have no kernel."""
+        _cuda_of_kernel().syncthreads()
+
     # Numba's simulator runs one block at a time, which is a cluster by itself; that of the tests replaces these.
 
     @device
@@ -303,6 +308,11 @@ else:
             return builder.zext(builder.call(read, []), ir.IntType(64))
 
         return types.int64(), generate
+
+    @device
+    def block_barrier():
+        """Wait for all threads of the block, and see what they wrote; for modules that have no kernel."""
+        cuda.syncthreads()
 
     @intrinsic
     def cluster_size(typing_context):
