@@ -127,23 +127,29 @@ def test_a_subroutine_is_compiled_once_for_all_numbers_and_not_for_python(monkey
 def test_a_subroutine_that_was_kept_becomes_part_of_a_new_caller(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTPERM_CACHE_DIR", str(tmp_path))
 
-    def sum_of(x):
+    @compiling.subroutine
+    def square(x):
+        return x * x
+
+    def sum_of_squares(x):
         total = 0.0
         for i in range(len(x)):
-            total += x[i]
+            total += square(x[i])
         return total
 
     x = np.random.default_rng(1).standard_normal(9)
     for kept in False, True:
-        subroutine = compiling.subroutine(sum_of)
+        subroutine = compiling.subroutine(sum_of_squares)
 
         @compiling.jit
         def twice(x):
             return 2 * subroutine(x)  # noqa: B023 - compiled in this turn
 
         twice._cache.flush()
-        np.testing.assert_allclose(twice(x), 2 * x.sum(), rtol=1e-15)
+        np.testing.assert_allclose(twice(x), 2 * (x**2).sum(), rtol=1e-14)
         assert sum(subroutine.stats.cache_hits.values()) == kept
+        (result,) = subroutine.overloads.values()
+        assert isinstance(result.library, compiling._Linked)
 
 
 def test_the_folder_is_the_users_cache(monkeypatch):

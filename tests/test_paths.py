@@ -72,7 +72,7 @@ def test_cuda_names_the_tiles_of_the_widths(h100):
 
 @pytest.mark.parametrize(
     ("precision", "words", "wide", "most"),
-    [("tf32", "TF32", "a cluster of 2 blocks, each of ", 512), ("bfloat16", "bfloat16", "a block of ", 1088)],
+    [("tf32", "TF32", "a cluster of 2 blocks, each of ", 512), ("bfloat16", "bfloat16", "a block of ", 1408)],
 )
 def test_cuda_says_what_is_rounded(precision, words, wide, most, h100):
     ((name, _, why),) = cuda.paths(np.array([0, 512, 600]), (2, 64, 16, 4), "mean", "sum", precision=precision)
@@ -95,6 +95,13 @@ def test_cuda_says_what_is_rounded(precision, words, wide, most, h100):
     ((name, _, why),) = cuda.paths(np.array([0, most + 1]), (2, 64, 16, 4), "mean", "sum", precision=precision)
     assert name == "fused tiles"
     assert why.startswith(f"a set of {most + 1:,} elements needs ")
+
+
+def test_two_blocks_of_the_headline_network_in_bfloat16_find_room_on_a_multiprocessor(h100):
+    layout = resident.layout_for(np.array([0, 512, 1024]), (2, 64, 64, 4), "mean", "mean", "bfloat16")
+    reserved, of_multiprocessor = 1024, 228 * 1024  # bytes, by CUDA's programming guide for compute capability 9.0
+    assert layout.blocks == 2
+    assert layout.blocks * (layout.shared_bytes(512) + reserved) <= of_multiprocessor
 
 
 def test_where_clusters_do_not_run_a_block_has_to_hold_a_set(h100, monkeypatch):

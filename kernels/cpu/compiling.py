@@ -68,11 +68,11 @@ class _CacheImpl(caching.CompileResultCacheImpl):
 
 
 class _SubroutineCacheImpl(_CacheImpl):
-    """What `_Inlined` gives to be kept, and how it comes back."""
+    """What `_Linked` gives to be kept, and how it comes back."""
 
     def rebuild(self, target_context, payload):
-        (name, bitcode), fndesc, environment, signature, *_ = payload
-        library = _Inlined(target_context.codegen(), name)
+        (name, bitcode), fndesc, environment, signature, _, _, _, reload_init, environments = payload
+        library = _Linked(target_context.codegen(), name)
         library.take(bitcode)
         return compile_result(
             target_context=target_context,
@@ -84,6 +84,8 @@ class _SubroutineCacheImpl(_CacheImpl):
             signature=signature,
             objectmode=False,
             lifted=(),
+            reload_init=reload_init,
+            referenced_envs=environments,
         )
 
 
@@ -154,10 +156,11 @@ class _Function(CPUDispatcher):
         return super().get_call_template(tuple(map(unliteral, args)), named)
 
 
-class _Inlined(JITCodeLibrary):
+class _Linked(JITCodeLibrary):
     """The code of a subroutine, which becomes part of that of its callers.
 
-    So it is only inlined here: vectorising it, and making machine code of it, would be done once more in each caller.
+    So it is only simplified here; each caller inlines and vectorises it, and makes machine code of it. It cannot raise
+    or print what it has computed: for that it would need an environment in memory.
     """
 
     def take(self, bitcode):
@@ -194,7 +197,7 @@ class _Inlined(JITCodeLibrary):
 
 class _SubroutineCompiler(Compiler):
     def compile_extra(self, func):
-        self.state.library = _Inlined(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library = _Linked(self.state.targetctx.codegen(), func.__qualname__)
         return super().compile_extra(func)
 
 

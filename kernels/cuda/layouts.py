@@ -39,7 +39,7 @@ class Layout(NamedTuple):
     A warp is a grid of ``rows`` × ``columns`` threads over a strip, each with 8 elements. For dW_self a group of
     threads has a tile of all features, ``across`` × ``down`` numbers of it each.
 
-    Where a layout is ``wide``, its weights take so much of the shared memory that dW_self has no place but theirs.
+    Where a layout is ``wide``, its weights take so much of the shared memory that dW_self takes their place, too.
     """
 
     width: int
@@ -136,7 +136,7 @@ class Layout(NamedTuple):
 
     @property
     def lead(self):
-        """Floats from one line of the weights to the next, or from one row of dW_self."""
+        """Floats from one line of the weights to the next."""
         return self.width + self.pad
 
     @property
@@ -153,6 +153,11 @@ class Layout(NamedTuple):
     def tile(self):
         """Numbers of dW_self that a thread has."""
         return self.across * self.down
+
+    @property
+    def tile_lead(self):
+        """Floats from one row of dW_self to the next; few in bfloat16, where two blocks are to find room."""
+        return self.width + (4 if self.pack > 1 else self.pad)
 
     @property
     def group(self):
@@ -188,7 +193,7 @@ class Layout(NamedTuple):
     def work(self):
         """Floats of shared memory for two stages of h, as far as weights do not lie there, or for sums of threads."""
         sums = self.sums_rows * self.sums_lead + self.threads
-        stages = max(2 * self.stage_size, self.heaps * self.width * self.lead)
+        stages = max(2 * self.stage_size, self.heaps * self.width * self.tile_lead)
         return max(stages - self.lines * self.lead if self.wide else stages, sums)
 
     @property
@@ -249,7 +254,8 @@ TENSOR_LAYOUTS = {
         else (
             Layout(16, 4, 8, 8, 2, 4, 128, precision),
             Layout(32, 4, 8, 8, 4, 8, 128, precision),
-            Layout(64, 4, 8, 16, 8, 8, 128, precision),
+            # In bfloat16 a multiprocessor has room for two sets of 512 elements: while one waits, the other computes.
+            Layout(64, 4, 8, 8 if precision == "bfloat16" else 16, 8, 8, 128, precision),
             Layout(128, 4, 8, 8, 16, 4, 64, precision, wide=True),
         )
     )

@@ -1,7 +1,7 @@
 """Whole networks with a set on chip: one launch for all layers, and back; formulas in ``kernels/reference``.
 
 A block owns a set from its elements to the gradients that it sends. The activations h (K, N) lie in shared memory with
-the elements along a line, so that a thread takes four of them in one access, and every layer is computed in place: a
+the elements along a line, so that a thread takes several of them in one access, and every layer is computed in place: a
 warp owns a strip of elements with all their features, and overwrites it after it has read it. What the way back needs
 of earlier layers goes to a place in global memory and comes from there once more, most of it through the cache of the
 card. The loss is a sum over the sets, so nothing has to be known of other sets before the way back begins.
@@ -175,7 +175,7 @@ def _make(layout, training):
     first_row, first_column = layout.rows_at_once, 1 if layout.tensor_cores else 4
     steps, step_lines = layout.steps, layout.steps // layout.pack  # of a product along the features
     sums_rows, sums_lead, shares = layout.sums_rows, layout.sums_lead, threads // width
-    lead, heaps, heap, group = layout.lead, layout.heaps, width * layout.lead, layout.group  # of dW_self
+    tile_lead, heaps, heap, group = layout.tile_lead, layout.heaps, width * layout.tile_lead, layout.group  # of dW_self
     most_held, most_rows = max(held, tile), layout.most_rows
     W, free, stages, m, c, G, dm, dy, _, h = layout.places
 
@@ -437,7 +437,7 @@ def _make(layout, training):
                             at = own_part + place + k * N + j
                             total = zero
                             for i in range(heaps):
-                                total += load1(shared, stages + i * heap + k * lead + j)
+                                total += load1(shared, stages + i * heap + k * tile_lead + j)
                             _put(parts, at, total, fresh)
                             product = load1(shared, m + k) * load1(shared, G + j)
                             _put(parts, at + K * N, product if leads else zero, fresh)

@@ -14,7 +14,7 @@ def self_gradient_of(layout, strips):
     """Return the function of a layout, whose `Strips` are given. All threads of a block call it."""
     width, threads, tile, pack = layout.width, layout.threads, layout.tile, layout.pack
     stage, stage_lead, stage_size, fours = layout.stage, layout.stage_lead, layout.stage_size, layout.stage // 4
-    groups, heaps, heap, group_rows = layout.groups, layout.heaps, layout.width * layout.lead, stage // layout.groups
+    groups, heaps, heap, group_rows = layout.groups, layout.heaps, width * layout.tile_lead, stage // layout.groups
     stages, h = layout.places.stages, layout.places.h
     put_inputs, add_to_tiles, put_tiles = strips.put_inputs, strips.add_to_tiles, strips.put_tiles
     assert threads % fours == threads % width == stage % layout.strip == 0

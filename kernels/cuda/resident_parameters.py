@@ -11,8 +11,6 @@ import numpy as np
 from fastperm.kernels.cuda.compiling import device
 from fastperm.kernels.cuda.vectors import block_barrier, load1, store1
 
-MOST_HELD = 16  # parameters that a thread fetches at once
-
 
 class Parameters(NamedTuple):
     """The functions of a layout, and how many parameters they want to hold."""
@@ -27,12 +25,12 @@ def parameters_of(layout, first_feature, word):
     """Return the functions of a layout, given those of its `Strips`."""
     width, threads, lead, lines, pack = layout.width, layout.threads, layout.lead, layout.lines, layout.pack
     W, shares, line_shares = layout.places.weights, threads // width, threads // lines
-    # Rounds of the threads over a matrix: so many at once, as many times as it takes.
-    held_rounds = min(width // shares, MOST_HELD)
-    times = width // shares // held_rounds
+    # Rounds of the threads over a matrix: as many at once as there are registers for, as many times as it takes.
+    most_held = 16 if layout.blocks == 1 and threads <= 256 else 8
+    held_rounds = min(width // shares, most_held)
     # And over its words, in lines of the features or, turned, in columns of them.
     word_rounds = -(-width // line_shares)
-    held_words = min(word_rounds, MOST_HELD // pack)
+    held_words = min(word_rounds, most_held // pack)
     word_times = word_rounds // held_words
 
     @device
@@ -80,8 +78,7 @@ def parameters_of(layout, first_feature, word):
         """Write Σ_k v_k matrix_kj, plus the bias if there is one (bias ≥ 0), for j < count, and zeros beyond."""
         j = thread % width
         total = np.float32(0)
-        for time in range(times):
-            first = thread // width + time * held_rounds * shares
+        for first in range(thread // width, length, held_rounds * shares):
             for i in range(held_rounds):
                 k = first + i * shares
                 registers[i] = matrix[start + k * k_lead + j * j_lead] if k < length and j < count else np.float32(0)

@@ -56,7 +56,8 @@ def _strips_of_multiply_adds(layout):
     held_columns, held, lead, width = layout.held_columns, layout.held, layout.lead, layout.width
     thread_rows, part_rows, part_columns = layout.rows, 4 * layout.rows, 4 * layout.columns
     column_parts, pack = held_columns // 4, layout.pack
-    across, down, group, stage_lead = layout.across, layout.down, layout.group, layout.stage_lead
+    across, down, group = layout.across, layout.down, layout.group
+    stage_lead, tile_lead = layout.stage_lead, layout.tile_lead
     tile_rows, tile_columns = width // across, width // down  # threads of a group
     assert part_columns * column_parts == width
     wide = layout.wide
@@ -159,12 +160,12 @@ def _strips_of_multiply_adds(layout):
 
     @device
     def put_tiles(shared, start, thread, tiles, adding):
-        """Write the tile of a group, or add it to what is there: (width, width) with rows of ``lead``."""
+        """Write the tile of a group, or add it to what is there: (width, width) with rows of ``tile_lead``."""
         tile_row, tile_column = place_in_tile(thread % group)
-        place = start + tile_row * lead + tile_column
+        place = start + tile_row * tile_lead + tile_column
         for k in range(across):
             for j in range(down):
-                at = place + k * tile_rows * lead + j * tile_columns
+                at = place + k * tile_rows * tile_lead + j * tile_columns
                 value = tiles[k * down + j]
                 store1(shared, at, value + load1(shared, at) if adding else value)
 
@@ -181,7 +182,7 @@ def _strips_of_tensor_cores(layout):
     Of the 32 threads of a warp, thread 4 g + t has features g and g + 8 of 16, and elements 2 t and 2 t + 1 of 8.
     """
     held_columns, lead, width = layout.held_columns, layout.lead, layout.width
-    stage_lead, down, group = layout.stage_lead, layout.down, layout.group
+    stage_lead, tile_lead, down, group = layout.stage_lead, layout.tile_lead, layout.down, layout.group
     features, tile_features, tile_columns = width // 16, layout.across // 2, down // 2  # fragments
     cores, steps, pack = layout.tensor_cores, layout.steps, layout.pack
     multiply, rounded, number_rounded = cores.multiply, cores.rounded, cores.number_rounded
@@ -243,7 +244,7 @@ def _strips_of_tensor_cores(layout):
 
         @device
         def put_pairs(array, place, stride, own, own_next, other, other_next):
-            store2(array, place, rounded(own, other), rounded(own_next, other_next))
+            store2(array, place, number_rounded(own, other), number_rounded(own_next, other_next))
 
         @device
         def take_block(shared, place, lines_apart):
@@ -329,14 +330,14 @@ def _strips_of_tensor_cores(layout):
 
     @device
     def put_tiles(shared, start, thread, tiles, adding):
-        """Write the tile of a group, or add it to what is there: (width, width) with rows of ``lead``."""
+        """Write the tile of a group, or add it to what is there: (width, width) with rows of ``tile_lead``."""
         lane = thread % 32
-        place = start + lane // 4 * lead + thread % group // 32 * (8 * tile_columns) + 2 * (lane % 4)
+        place = start + lane // 4 * tile_lead + thread % group // 32 * (8 * tile_columns) + 2 * (lane % 4)
         for f in range(tile_features):
             for j in range(tile_columns):
-                r, at = 2 * j * held_columns + 2 * f, place + 16 * f * lead + 8 * j
+                r, at = 2 * j * held_columns + 2 * f, place + 16 * f * tile_lead + 8 * j
                 put_two(shared, at, tiles[r], tiles[r + held_columns], adding)
-                put_two(shared, at + 8 * lead, tiles[r + 1], tiles[r + 1 + held_columns], adding)
+                put_two(shared, at + 8 * tile_lead, tiles[r + 1], tiles[r + 1 + held_columns], adding)
 
     return Strips(
         *(place_of_lane, first_feature, word, _put_inputs_of(pack, first_feature, word), hold_rows, hold_columns),
