@@ -223,11 +223,13 @@ def _strips_of_tensor_cores(layout):
 
         @device
         def put_pairs(array, place, stride, own, own_next, other, other_next):
+            """Write two elements of two features, which are 8 apart, rounded."""
             store2(array, place, number_rounded(own), number_rounded(own_next))
             store2(array, place + 8 * stride, number_rounded(other), number_rounded(other_next))
 
         @device
         def take_block(shared, place, lines_apart):
+            """Return two features of the first elements of a fragment, and of its later ones: a register each."""
             far = place + 8 * lines_apart
             own, own_later = load1(shared, place), load1(shared, place + half_of_elements)
             return own, load1(shared, far), own_later, load1(shared, far + half_of_elements)
