@@ -216,7 +216,7 @@ class _Subroutine(_Function):
 
 def jit(function):
     """Compile ``function`` on first use: no GIL, fused multiply-add allowed, division as in NumPy, cached on disk."""
-    return _cached(_Function(function, **_OPTIONS), function, _FunctionCache)
+    return _cached(_Function(function, **_OPTIONS), function)
 
 
 def subroutine(function):
@@ -227,16 +227,14 @@ def subroutine(function):
 def c_function(function, signature):
     """Compile ``function`` now, cached on disk, and return the address of a C function of this signature."""
     compiled = _cached(
-        CFunc(function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}),
-        function,
-        _FunctionCache,
+        CFunc(function, (signature.args, signature.return_type), {}, {"nopython": True, **_OPTIONS}), function
     )
     compiled.compile()
     _functions.append(compiled)
     return compiled.address
 
 
-def _cached(compiled, function, cache):
+def _cached(compiled, function, cache=_FunctionCache):
     # In a home that cannot be written to, every process compiles anew.
     with contextlib.suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)

@@ -173,7 +173,6 @@ def _make(layout, training):
     U, near, far = layout.columns_near
     thread_rows, warp_threads = layout.rows, layout.rows * layout.columns
     first_row, first_column = layout.rows_at_once, 1 if layout.tensor_cores else 4
-    steps, step_lines = layout.steps, layout.steps // layout.pack  # of a product along the features
     sums_rows, sums_lead, shares = layout.sums_rows, layout.sums_lead, threads // width
     tile_lead, heaps, heap, group = layout.tile_lead, layout.heaps, width * layout.tile_lead, layout.group  # of dW_self
     most_held, most_rows = max(held, tile), layout.most_rows
@@ -181,7 +180,8 @@ def _make(layout, training):
 
     strips_here = strips_of(layout)
     place_of_lane, hold_rows, hold_columns = strips_here.place_of_lane, strips_here.hold_rows, strips_here.hold_columns
-    put_inputs, put_strip, multiply_strip = strips_here.put_inputs, strips_here.put_strip, strips_here.multiply_strip
+    lines_of, put_inputs = strips_here.lines_of, strips_here.put_inputs
+    put_strip, multiply_strip = strips_here.put_strip, strips_here.multiply_strip
     add_to_own_sums, clear_own_sums, add_up, column_sums = sums_of(layout)
     put_signs, hold_signs, mask_sums = masks_of(layout)
     most_parameters, put_weights, put_turned_weights, vector_product = parameters_of(
@@ -288,7 +288,7 @@ def _make(layout, training):
 
             # The elements, their features in lines, and their weights; zeros beyond.
             K = widths[0]
-            inner = (K + steps - 1) // steps * step_lines
+            inner = lines_of(K)
             total = zero
             for row in range(thread, padded, threads):
                 value = zero
@@ -331,7 +331,7 @@ def _make(layout, training):
             for layer in range(depth):
                 K = widths[layer]
                 N = widths[layer + 1]
-                inner = (K + steps - 1) // steps * step_lines
+                inner = lines_of(K)
                 if training and thread < width:
                     kept[means + layer * width + thread] = load1(shared, m + thread)
                 put_weights(shared, parameters, place, K, N, inner, thread, of_W)
@@ -442,7 +442,7 @@ def _make(layout, training):
                             product = load1(shared, m + k) * load1(shared, G + j)
                             _put(parts, at + K * N, product if leads else zero, fresh)
                     if layer > 0:
-                        inner = (N + steps - 1) // steps * step_lines
+                        inner = lines_of(N)
                         if wide:
                             cuda.syncthreads()  # dW_self lay where the weights go
                         put_turned_weights(shared, parameters, place, K, N, inner, thread, of_W)

@@ -16,13 +16,14 @@ def self_gradient_of(layout, strips):
     stage, stage_lead, stage_size, fours = layout.stage, layout.stage_lead, layout.stage_size, layout.stage // 4
     groups, heaps, heap, group_rows = layout.groups, layout.heaps, width * layout.tile_lead, stage // layout.groups
     stages, h = layout.places.stages, layout.places.h
-    put_inputs, add_to_tiles, put_tiles = strips.put_inputs, strips.add_to_tiles, strips.put_tiles
+    lines_of, put_inputs = strips.lines_of, strips.put_inputs
+    add_to_tiles, put_tiles = strips.add_to_tiles, strips.put_tiles
     assert threads % fours == threads % width == stage % layout.strip == 0
 
     @device
-    def lines_of(K):
-        """Return how many lines hold so many features."""
-        return K if pack == 1 else (K + 15) // 16 * 8
+    def lines_of_stage(K):
+        """Return how many lines hold so many features: in pairs, those of whole steps."""
+        return K if pack == 1 else lines_of(K)
 
     @device
     def fetch_stage(
@@ -34,12 +35,12 @@ def self_gradient_of(layout, strips):
                 for row in range(thread, min(np.int64(stage), padded - start), threads):
                     element = start + row
                     put_inputs(
-                        shared, room + row, stage_lead, lines_of(K), x, x_start + element * K, K, element < count
+                        shared, room + row, stage_lead, lines_of_stage(K), x, x_start + element * K, K, element < count
                     )
             else:
                 row = thread % fours * 4
                 if start + row < padded:
-                    for line in range(thread // fours, lines_of(K), threads // fours):
+                    for line in range(thread // fours, lines_of_stage(K), threads // fours):
                         copy4(shared, room + line * stage_lead + row, kept, kept_layer + line * stride + start + row)
         end_copies()
 

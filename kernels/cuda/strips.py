@@ -20,6 +20,7 @@ class Strips(NamedTuple):
     place_of_lane: Callable  # (lane): row and column of a thread in the grid of its warp
     first_feature: Callable  # (line): the first feature that a line has; the other one, if there is one, is 8 later
     word: Callable  # (own, other): what stands for the numbers of these features in one place
+    lines_of: Callable
     put_inputs: Callable
     hold_rows: Callable
     hold_columns: Callable
@@ -32,6 +33,18 @@ class Strips(NamedTuple):
 def strips_of(layout):
     """Return the functions of a layout."""
     return _strips_of_tensor_cores(layout) if layout.tensor_cores else _strips_of_multiply_adds(layout)
+
+
+def _lines_of(layout):
+    """Return the function that counts lines."""
+    steps, step_lines = layout.steps, layout.steps // layout.pack
+
+    @device
+    def lines_of(K):
+        """Return how many lines a product along so many features takes, in whole steps."""
+        return (K + steps - 1) // steps * step_lines
+
+    return lines_of
 
 
 def _put_inputs_of(pack, first_feature, word):
@@ -170,8 +183,8 @@ def _strips_of_multiply_adds(layout):
                 store1(shared, at, value + load1(shared, at) if adding else value)
 
     return Strips(
-        *(place_of_lane, first_feature, word, _put_inputs_of(pack, first_feature, word), hold_rows, hold_columns),
-        *(put_strip, multiply_strip, add_to_tiles, put_tiles),
+        *(place_of_lane, first_feature, word, _lines_of(layout), _put_inputs_of(pack, first_feature, word)),
+        *(hold_rows, hold_columns, put_strip, multiply_strip, add_to_tiles, put_tiles),
     )
 
 
@@ -342,6 +355,6 @@ def _strips_of_tensor_cores(layout):
                 put_two(shared, at + 8 * tile_lead, tiles[r + 1], tiles[r + 1 + held_columns], adding)
 
     return Strips(
-        *(place_of_lane, first_feature, word, _put_inputs_of(pack, first_feature, word), hold_rows, hold_columns),
-        *(put_strip, multiply_strip, add_to_tiles, put_tiles),
+        *(place_of_lane, first_feature, word, _lines_of(layout), _put_inputs_of(pack, first_feature, word)),
+        *(hold_rows, hold_columns, put_strip, multiply_strip, add_to_tiles, put_tiles),
     )
