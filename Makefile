@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 TRIAL := runs/bench
 TESTED := check test cuda-check executors rivals
+ON_CHIP := exactly or (mean-sum and (test_resident or (share_a_set and (4-1 or 1-8)))) or (ragged_sets and 260)
 COMMA := ,
 SPACE := $(subst ,, )
 WHEEL_TESTS := test_backend.py test_gpu.py test_network.py \
@@ -12,13 +13,14 @@ WHEEL_TESTS := test_backend.py test_gpu.py test_network.py \
     $(addprefix test_cli.py::test_,train_writes_a_run the_cpu_backend_end_to_end a_command_line_as_people_use_it) \
     $(addprefix test_cli.py::test_evaluate_,prints_what_train_printed shows_estimators_over_set_sizes)
 
-.PHONY: help packages demo test host-test simulator-test check cuda-check gpu wheel-test executors-test rivals-test bench bench-trial clean
+.PHONY: help packages demo test host-test simulator-test check cuda-check gpu ptx-test wheel-test executors-test rivals-test bench bench-trial clean
 
 help:
 	@echo "make demo         train a small network on the power-spectrum task; see $(RUN)/"
 	@echo "make test         the tests"
 	@echo "make check        lint, format, types"
 	@echo "make cuda-check   compile and assemble all cuda kernels, look at their machine code; needs no GPU"
+	@echo "make ptx-test     run what the compiler made of the cuda kernels, on NumPy; needs no GPU"
 	@echo "make gpu          on a machine with an NVIDIA GPU: the cuda kernels tested, watched and timed; see bench/gpu.py"
 	@echo "make wheel-test   build the wheel, install it elsewhere, import and use everything that is in it"
 	@echo "make executors-test  sweeps over MPI and Dask on this machine (installs them)"
@@ -63,8 +65,15 @@ check: $(VENV)/.made-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The first leaves PTX where others find it; then some of it runs, without a GPU.
 cuda-check: $(VENV)/.made-cuda-check
 	$(BIN)/python -m pytest -m machine_code tests/test_cuda_machine_code.py
+	FASTPERM_NUMPY_GPU=1 $(BIN)/python -m pytest -m cuda -k "$(ON_CHIP)" tests/test_cuda_kernels.py
+
+# All of it, with the layouts of a GPU, and strict: about fifteen minutes.
+ptx-test: $(VENV)/.made-cuda-check
+	FASTPERM_NUMPY_GPU=1 $(BIN)/python -m pytest -m cuda \
+	    tests/test_cuda_kernels.py tests/test_cuda_arrays.py tests/test_step_queue.py
 
 gpu: $(VENV)/.made-test $(VENV)/.made-cuda
 	PYTHON=$(BIN)/python bash bench/gpu.sh

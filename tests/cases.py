@@ -1,11 +1,16 @@
 """Batches that the kernel tests run on, and how results are compared."""
 
+import os
+
 import numpy as np
 import pytest
 
 from fastperm import backend
 
 BACKENDS = ("reference", "cpu")
+
+# Where cuda kernels run on a GPU of NumPy (`numpy_gpu.py`), sizes are those of a card, but for what only takes long.
+ON_NUMPY_GPU = bool(os.environ.get("FASTPERM_NUMPY_GPU"))
 
 # (elements per set, K_in, K_out): a single element, one set, edges of every tile (columns, rows, vectors), ragged.
 SHAPES = (
@@ -20,6 +25,16 @@ SHAPES = (
 
 # Large sets for `split_large_sets`, alone and between small ones; the second ends where blocks of 1024 rows do.
 LARGE_COUNTS = ((2500,), (5, 2048, 1, 30, 1700, 12), (3, 1025))
+
+
+def many(count):
+    """Return how many sets there are, or steps, where there should be many: of a card, so many."""
+    return min(count, 4) if ON_NUMPY_GPU else count
+
+
+def brief(value):
+    """Return what stands for a parameter in the name of a test."""
+    return f"{len(value)}x{value[:3]}" if isinstance(value, tuple) and len(value) > 9 else str(value)
 
 
 class Case:

@@ -1,6 +1,7 @@
 """The cuda kernels as tests call them, in Numba's simulator or on a GPU; and Numba's compiler without pauses."""
 
 import gc
+import os
 import sys
 
 import fake_cupy
@@ -10,6 +11,11 @@ from numba.core import event
 
 from fastperm import backend
 from fastperm.kernels.arrays import on_host
+
+if os.environ.get("FASTPERM_NUMPY_GPU"):  # `make ptx-test`
+    import numpy_gpu
+
+    numpy_gpu.install()
 
 
 class _NoGarbage(event.Listener):

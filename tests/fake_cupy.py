@@ -6,8 +6,11 @@ Memory is the host's, so that the simulator can run kernels on it. What CuPy lea
 import ctypes
 import operator
 from types import ModuleType, SimpleNamespace
+from weakref import WeakValueDictionary
 
 import numpy as np
+
+_owners: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()  # what arrays lie in, by its address
 
 BINARY = ("add", "sub", "mul", "truediv", "and_", "or_", "lshift", "lt", "le", "gt", "ge", "eq", "ne")
 
@@ -20,6 +23,9 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
     def __init__(self, array):
         self._array = array
+        owner = _owner(array)
+        if owner.nbytes:
+            _owners[owner.ctypes.data] = owner
 
     @property
     def __cuda_array_interface__(self):
@@ -75,6 +81,21 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
     def __setitem__(self, index, value):
         self._array[_on_device(index)] = _on_device(value)
+
+
+def piece_at(address):
+    """Return where the memory begins that an array with this address lies in, and its bytes."""
+    for start, owner in list(_owners.items()):
+        if start <= address < start + owner.nbytes:
+            memory = (ctypes.c_uint8 * owner.nbytes).from_address(start)
+            return start, np.frombuffer(memory, np.uint8)
+    raise KeyError(f"no array on the device has the address {address:#x}")
+
+
+def _owner(array):
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def _operator(name):
@@ -175,6 +196,11 @@ class Cupy(ModuleType):
         if hasattr(x, "owner"):  # some other library's, on the device
             return ndarray(x.owner)
         return ndarray(np.array(x._array if isinstance(x, ndarray) else x, dtype))
+
+    @staticmethod
+    def array(x):
+        """Take a copy of an array to the device."""
+        return ndarray(np.array(x._array if isinstance(x, ndarray) else x))
 
     @staticmethod
     def from_dlpack(x):

@@ -5,7 +5,7 @@ import sys
 import fake_cupy
 import numpy as np
 import pytest
-from cases import error, to_bf16
+from cases import ON_NUMPY_GPU, error, to_bf16
 
 import fastperm
 from fastperm.kernels.arrays import on_gpu, on_host
@@ -133,7 +133,7 @@ def test_arrays_of_other_libraries(cupy, batch, how):
     np.testing.assert_array_equal(sets.values.get(), np.concatenate(batch[0]))
 
 
-@pytest.mark.skipif(compiling.SIMULATED, reason="needs a GPU")
+@pytest.mark.skipif(compiling.SIMULATED or ON_NUMPY_GPU, reason="needs a GPU")
 def test_tensors_of_pytorch(cupy, batch):
     torch = pytest.importorskip("torch")
     tensor = torch.from_numpy(np.concatenate(batch[0])).cuda()
@@ -143,7 +143,7 @@ def test_tensors_of_pytorch(cupy, batch):
     np.testing.assert_array_equal(net(sets).get(), net(fastperm.Sets(np.concatenate(batch[0]), sets.offsets)))
 
 
-@pytest.mark.skipif(compiling.SIMULATED, reason="needs a GPU")
+@pytest.mark.skipif(compiling.SIMULATED or ON_NUMPY_GPU, reason="needs a GPU")
 def test_the_current_stream_is_taken(cupy, batch):
     net, values = network(), cupy.asarray(np.concatenate(batch[0]))
     sets = fastperm.Sets(values, np.array([0, 3, 4, 9]))

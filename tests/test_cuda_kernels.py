@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from cases import Case, as_dtype, error, poisoned, to_bf16, to_tf32
+from cases import ON_NUMPY_GPU, Case, as_dtype, brief, error, many, poisoned, to_bf16, to_tf32
 
 import fastperm
 from fastperm.kernels import reference
@@ -40,7 +40,7 @@ SHAPES = (
     ((21,), 8, 33),
 )
 if not compiling.SIMULATED:
-    SHAPES += (((512,) * 4 + (37,), 64, 64), ((1000, 3, 77), 130, 33), ((5,) * 300, 2, 200), ((5000,), 32, 16))
+    SHAPES += (((512,) * 4 + (37,), 64, 64), ((1000, 3, 77), 130, 33), ((5,) * many(300), 2, 200), ((5000,), 32, 16))
 ALL_SHAPES = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{len(s[0])}sets-{s[1]}to{s[2]}")
 
 
@@ -169,14 +169,14 @@ ANGULAR = (
 )
 if not compiling.SIMULATED:
     ANGULAR += (
-        ((512,) * 4 + (37,), 64, 64, 8, "mean", "relu"),
+        ((512,) * many(4) + (37,), 64, 64, 8, "mean", "relu"),
         ((1000, 3, 77), 130, 33, 5, "mean", "identity"),
-        ((5,) * 300, 2, 200, 3, "sum", "relu"),
+        ((5,) * many(300), 2, 200, 3, "sum", "relu"),
     )
 
 
 @WEIGHTED
-@pytest.mark.parametrize(("counts", "K_in", "K_out", "orders", "aggregate", "activation"), ANGULAR, ids=str)
+@pytest.mark.parametrize(("counts", "K_in", "K_out", "orders", "aggregate", "activation"), ANGULAR, ids=brief)
 def test_angular(cuda, counts, K_in, K_out, orders, aggregate, activation, weighted):
     case, filters = angular_case(counts, K_in, K_out, weighted, orders)
     how = (aggregate, activation)
@@ -222,7 +222,7 @@ def test_angular_with_one_gradient_of_the_input(cuda, left_out):
             np.testing.assert_array_equal(found[name], array)
 
 
-@pytest.mark.parametrize("size", [1.0, 1e3, 1e7, 1e30])
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e7, *([] if ON_NUMPY_GPU else [1e30])])  # which is a call
 def test_angular_basis(cuda, size):
     angles = np.random.default_rng(SEED).uniform(-size, size, 13).astype(np.float32)
     angles[:2] = 0, np.pi / 2
@@ -241,7 +241,7 @@ def test_angular_basis(cuda, size):
     assert error(dangles, of_reference) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("n_sets", "orders"), [(1, 2), (5, 3)], ids=str)
+@pytest.mark.parametrize(("n_sets", "orders"), [(1, 2), (5, 3)], ids=brief)
 def test_angular_filter(cuda, n_sets, orders):
     generator = np.random.default_rng(SEED)
     Z, filters = generator.standard_normal((2 * orders, n_sets, 5)), generator.standard_normal((2, orders, 5, 7))
@@ -263,7 +263,7 @@ def test_nan_passes_through(cuda, activation):
 
 
 @pytest.mark.parametrize("aggregate", HOW)
-@pytest.mark.parametrize("shape", [SHAPES[4], SHAPES[-1]], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[4], SHAPES[-1]], ids=brief)
 def test_two_runs_have_the_same_bits(cuda, shape, aggregate):
     case = Case(*shape, weighted=True)
     for once, again in zip(*(layer(cuda, case, "float32", aggregate, "relu") for _ in range(2)), strict=True):
@@ -271,14 +271,14 @@ def test_two_runs_have_the_same_bits(cuda, shape, aggregate):
 
 
 def test_two_trainings_have_the_same_bits(cuda):
-    width, set_size = (4, 9) if compiling.SIMULATED else (64, 512)
+    width, set_size, n_steps = (4, 9, 2) if compiling.SIMULATED else (64, 512, many(20))
     x = np.random.default_rng(SEED).standard_normal((8, set_size, 2))
     targets = x[:, 0] + x.mean(axis=1)
     runs = []
     for _ in range(2):
         net = fastperm.DeepSet(2, width, 2, 2, seed=SEED, backend="cuda")
         optimizer = fastperm.Adam()
-        losses = [fastperm.train_step(net, x, targets, optimizer) for _ in range(2 if compiling.SIMULATED else 20)]
+        losses = [fastperm.train_step(net, x, targets, optimizer) for _ in range(n_steps)]
         runs.append((losses, on_host(net.parameters.flat), net(x)))
     for once, again in zip(*runs, strict=True):
         np.testing.assert_array_equal(once, again)
@@ -287,7 +287,7 @@ def test_two_trainings_have_the_same_bits(cuda):
 
 @WEIGHTED
 @pytest.mark.parametrize("pool", HOW)
-@pytest.mark.parametrize("counts", [(1,), (9,), (1, 5, 2, 17)], ids=str)
+@pytest.mark.parametrize("counts", [(1,), (9,), (1, 5, 2, 17)], ids=brief)
 def test_pooling(cuda, counts, pool, weighted):
     case = Case(counts, 5, 1, weighted)
     case.x = case.x.round()  # ties for the maximum
@@ -305,16 +305,16 @@ def test_pooling(cuda, counts, pool, weighted):
 # (elements per set, K): one element, sets that end within a group of rows, of a few blocks, and of many parts.
 SCALED = (((1,), 1), ((7,), 3), ((1, 5, 2, 9), 1), ((3,) * 7, 2), ((4, 8, 1), 1), ((41, 1), 2))
 if not compiling.SIMULATED:
-    SCALED += (((512,) * 4 + (37,), 1), ((5,) * 300, 3), ((100_000, 1, 5000), 2))
+    SCALED += (((512,) * 4 + (37,), 1), ((5,) * many(300), 3), ((100_000, 1, 5000), 2))
 
 
 @pytest.mark.parametrize("positions", [True, False], ids=["positions", "values-alone"])
 @WEIGHTED
-@pytest.mark.parametrize(("counts", "K"), SCALED, ids=str)
+@pytest.mark.parametrize(("counts", "K"), SCALED, ids=brief)
 def test_root_mean_square(cuda, counts, K, weighted, positions):
     case, generator = Case(counts, 1 + K, 1, weighted), np.random.default_rng(SEED + 1)
     x, weights, du = float32(case.x, case.weights, generator.standard_normal(case.x.shape))
-    x[case.w == 0, 1:] *= np.float32(1e38)  # of no weight: beyond all numbers if it were divided
+    x[case.w == 0, 1:] = x[case.w == 0, 1:].clip(-3, 3) * np.float32(1e38)  # beyond all numbers if it were divided
     x[-counts[-1] :, 1:] *= np.float32(1e-6)
     dscale, results = generator.standard_normal(case.S), []
     for kernels in (cuda, reference):
@@ -385,7 +385,7 @@ def test_what_is_not_finite_has_no_finite_loss(cuda):
     assert np.isnan(net.loss_and_gradients(sets, np.ones((2, 1))))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 4), (30, 5, 33), (70, 8, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 4), (30, 5, 33), (70, 8, 4)], ids=brief)
 def test_dense(cuda, shape):
     R, K_in, K_out = shape
     generator = np.random.default_rng(SEED)
@@ -414,7 +414,7 @@ def test_rows_that_are_not_aligned(cuda):
     assert error(dx, x.astype(float) @ W.T) <= TOLERANCE
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (9, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (9, 2)], ids=brief)
 def test_mean_squared_error(cuda, shape):
     y, targets = np.random.default_rng(SEED).standard_normal((2, *shape))
     found, wanted = poisoned(shape, "float32"), poisoned(shape, "float64")
@@ -538,7 +538,7 @@ def test_deep_set(cuda, widths, counts, aggregate, pool, weighted):
 @pytest.mark.parametrize(
     ("aggregate", "pool", "precision"),
     [("mean", "mean", "float32"), ("sum", "max", "float32"), ("mean", None, "tf32"), ("mean", "sum", "bfloat16")],
-    ids=str,
+    ids=brief,
 )
 def test_deep_set_on_the_circle(cuda, aggregate, pool, precision, weighted):
     orders, widths = 2, (1, 5, 4, 3)  # narrower than what tensor cores get, so that no precision changes anything
@@ -584,13 +584,13 @@ RESIDENT = (
     if compiling.SIMULATED
     else (
         ((3, 16, 16, 2), (7, 1, 350, 64, 129)),
-        ((1, 3, 1), (5,) * 300),
+        ((1, 3, 1), (5,) * many(300)),
         ((2, 64, 64, 3), (1, 530)),
         ((3, 31, 17, 5), (1, 33, 600, 128)),
         ((9, 32, 32, 32, 8), (512, 400)),
         ((2, 64, 33, 64, 3), (512, 1, 37)),
         ((2, 64, 64, 64, 64, 4), (512, 333)),
-        ((50, 40, 64), (9,) * 280),
+        ((50, 40, 64), (9,) * many(280)),
     )
 )
 
@@ -619,8 +619,8 @@ def hold_resident_to_reference(cuda, widths, counts, aggregate, pool, weighted):
         np.testing.assert_array_equal(found, again)
 
 
-@pytest.mark.parametrize(("aggregate", "pool", "weighted"), [("mean", "sum", True), ("sum", "mean", False)], ids=str)
-@pytest.mark.parametrize(("widths", "counts"), RESIDENT, ids=str)
+@pytest.mark.parametrize(("aggregate", "pool", "weighted"), [("mean", "sum", True), ("sum", "mean", False)], ids=brief)
+@pytest.mark.parametrize(("widths", "counts"), RESIDENT, ids=brief)
 def test_resident(cuda, widths, counts, aggregate, pool, weighted, monkeypatch):
     from fastperm.kernels.cuda import layouts, resident
 
@@ -645,11 +645,11 @@ CLUSTERS = (
     if compiling.SIMULATED
     else (
         (2, 25, (3, 16, 16, 2), (3150, 1, 64, 129)),
-        (4, 1, (9, 32, 30, 8), (128, 1) * 40),
+        (4, 1, (9, 32, 30, 8), (128, 1) * many(40)),
         (2, 16, (2, 64, 33, 64, 3), (1024, 1, 37, 512)),
         (8, 16, (2, 64, 64, 4), (4096, 333, 1)),
         (1, 8, (2, 128, 128, 3), (256, 1, 37)),
-        (2, 1, (2, 128, 100, 3), (64, 1, 33) * 50),
+        (2, 1, (2, 128, 100, 3), (64, 1, 33) * many(50)),
         (2, 8, (2, 128, 128, 128, 128, 4), (512, 333, 1, 33)),
         (4, 8, (3, 100, 128, 70), (1000, 257)),
         (8, 8, (100, 128, 128, 5), (2048, 1, 31)),
@@ -676,8 +676,8 @@ def blocks_hold(monkeypatch):
     return hold
 
 
-@pytest.mark.parametrize(("aggregate", "pool", "weighted"), [("mean", "sum", True), ("sum", "mean", False)], ids=str)
-@pytest.mark.parametrize(("cluster", "strips", "widths", "counts"), CLUSTERS, ids=str)
+@pytest.mark.parametrize(("aggregate", "pool", "weighted"), [("mean", "sum", True), ("sum", "mean", False)], ids=brief)
+@pytest.mark.parametrize(("cluster", "strips", "widths", "counts"), CLUSTERS, ids=brief)
 def test_clusters_share_a_set(cuda, cluster, strips, widths, counts, aggregate, pool, weighted, blocks_hold):
     assert blocks_hold(strips, counts, widths, aggregate, pool).cluster == cluster
     hold_resident_to_reference(cuda, widths, counts, aggregate, pool, weighted)
@@ -722,7 +722,7 @@ ON_CLUSTERS = (
     else (
         ("tf32", 8, (2, 64, 33, 65, 3), (500, 1, 37, 512)),
         ("bfloat16", 8, (2, 64, 97, 5), (2048,)),
-        ("tf32", 8, (3, 100, 128, 128, 2), (512, 3, 33) * 70),
+        ("tf32", 8, (3, 100, 128, 128, 2), (512, 3, 33) * many(70)),
         ("bfloat16", 8, (3, 128, 128, 97, 2), (512, 1, 260)),
     )
 )
@@ -761,7 +761,7 @@ def test_tensor_cores_multiply_what_they_hold_exactly(cuda, precision, monkeypat
 
     generator = np.random.default_rng(SEED)
     for layout in layouts.TENSOR_LAYOUTS[precision]:
-        K, counts = layout.width, (32, 8) if compiling.SIMULATED else (512, 128, 256, 64)
+        K, counts = layout.width, (32, 8) if compiling.SIMULATED else (256, 64, 512, 128)[: 2 if ON_NUMPY_GPU else 4]
         widths = (K - 5, K, K - 3, K, 4)
         x = generator.integers(-2, 3, (sum(counts), K - 5)).astype(float)
         offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -795,7 +795,7 @@ def test_tensor_cores_multiply_what_they_hold_exactly(cuda, precision, monkeypat
         ("bfloat16", ALL, *RESIDENT[-2]),  # the last one: see below
         *ON_CLUSTERS,
     ],
-    ids=str,
+    ids=brief,
 )
 def test_tensor_cores_multiply_ragged_sets(cuda, precision, strips, widths, counts, blocks_hold):
     """Small integers, weights 0, 1 and 2, and sums: nothing is rounded, so ends of strips and widths are right."""
@@ -874,9 +874,9 @@ def products_of_integers(counts, inner, columns, precisions=("tf32", "bfloat16")
     if compiling.SIMULATED
     else [
         *(((3,), 16, 16), ((300, 1, 212), 20, 132), ((1, 4095), 132, 260)),
-        *(((512,) * 40, 512, 64), ((512,) * 40, 16, 128), ((7,), 1020, 128)),
+        *(((512,) * many(40), 512, 64), ((512,) * many(40), 16, 128), ((7,), 1020, 128)),
     ],
-    ids=str,
+    ids=brief,
 )
 def test_a_product_on_tensor_cores_finishes_as_a_layer_needs(cuda, counts, inner, columns):
     products_of_integers(counts, inner, columns)
@@ -1025,7 +1025,7 @@ WIDER = (3, 36, 33, 36, 2) if compiling.SIMULATED else (3, 300, 257, 300, 2)
 @pytest.mark.parametrize(
     ("widths", "counts", "weighted"),
     [(*RESIDENT[-2], False), (*RESIDENT[-1], True), (WIDER, (7, 1, 40), True), (WIDER, (7, 1, 40), False)],
-    ids=str,
+    ids=brief,
 )
 def test_a_step_rounds_what_bfloat16_rounds(cuda, widths, counts, weighted, monkeypatch):
     from fastperm.kernels.cuda import layouts, product, resident
@@ -1131,7 +1131,7 @@ def test_a_failed_step_leaves_everything_as_it_was(cuda):
 @pytest.mark.parametrize(
     ("aggregate", "pool", "orders"),
     [("mean", "max", 0), ("max", "mean", 0), ("sum", None, 0), ("mean", "max", 2), ("sum", None, 1)],
-    ids=str,
+    ids=brief,
 )
 def test_deep_set_stream(cuda, aggregate, pool, orders, weighted, monkeypatch):
     from fastperm.kernels.cuda import deep_set_stream
@@ -1185,7 +1185,7 @@ def test_a_run_knows_its_precision(cuda, tmp_path):
 
 
 @WEIGHTED
-@pytest.mark.parametrize(("scale", "orders"), [("rms", 2), (None, 1), ("rms", 0), ("rms", None)], ids=str)
+@pytest.mark.parametrize(("scale", "orders"), [("rms", 2), (None, 1), ("rms", 0), ("rms", None)], ids=brief)
 def test_a_network_with_symmetries(cuda, scale, orders, weighted):
     case, targets = Case((4, 1, 3), 2, 1, weighted), np.ones((3, 2))
     settings = {"symmetry": None if orders is None else "circle", "orders": orders, "scale": scale, "seed": SEED}

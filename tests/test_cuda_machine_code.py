@@ -141,15 +141,15 @@ def everything_about(names, folder):
 
     Of several kernels the text is one: programs of NVIDIA take half a second to begin.
     """
-    gc.disable()  # there is little to find while a kernel is compiled, and looking for it takes an eighth of the time
     texts: dict = {}
     for name in names:
         kernel = compiling.KERNELS[name]
         architectures = [own for own in compiling.ARCHITECTURES if kernel.runs_on(own)]
-        ptx = kernel.compile(architectures[0])
+        gc.disable()  # while a kernel is compiled there is little to find, and looking takes an eighth of the time
+        compiling._fill(name, architectures)
+        gc.enable()
         for architecture in architectures:
-            texts.setdefault(architecture, {})[name] = compiling.for_architecture(ptx, architecture)
-        gc.collect()
+            texts.setdefault(architecture, {})[name] = compiling._ptx(name, architecture).read_text()
     for architecture, of_kernels in texts.items():
         arch = compiling.name_of(architecture)
         paths = {name: folder / f"{name}-{arch}" for name in of_kernels}

@@ -389,7 +389,7 @@ def test_the_task_goes_where_the_network_is(cupy):
     ("settings", "said"),
     [
         (ON_CHIP, "CUDA graphs, for a batch that lies on the GPU where one lay before"),
-        ({"most": 32 * SIZE - 1}, f"one by one: activations of {32 * SIZE} numbers, more than {32 * SIZE - 1}"),
+        ({"most": 32 * SIZE - 1}, f"one by one: activations of {32 * SIZE:,} numbers, more than {32 * SIZE - 1:,}"),
         ({"invariance": "bitwise"}, "one by one: CuPy sorts the elements"),
         ({"symmetry": "circle", "orders": 0}, "one by one: CuPy leaves out the angles"),
     ],

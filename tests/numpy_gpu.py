@@ -1,0 +1,585 @@
+"""A GPU of NumPy: memory, threads that wait for each other, and launches of kernels that `ptx.py` has read.
+
+It is stricter than a GPU. An access beyond an array, to a place that is not aligned, or to one of shared memory that
+another thread reads or writes and has not been waited for, is an error; what a copy has not brought is NaN.
+"""
+
+import ctypes
+import functools
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import fake_cupy
+import numpy as np
+import ptx
+from numba import njit, vectorize
+from numba.extending import intrinsic
+
+from fastperm import gpu
+from fastperm.kernels.cuda import compiling, resident
+
+TOGETHER = 2048  # threads that are computed at once, if a launch has so many
+BLOCKS = 3  # that a launch of whole networks has at most: so there are more sets
+RUNS = 0
+WAITS = ptx.FOR_WARP, ptx.FOR_BLOCK, ptx.FOR_CLUSTER
+
+
+class GpuError(Exception):
+    """What a GPU would not do, or not the same way twice."""
+
+
+@intrinsic
+def _fused(typing_context, a, b, c):
+    def generate(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return a(a, a, a), generate
+
+
+@vectorize(["f4(f4, f4, f4)", "f8(f8, f8, f8)"])
+def _fused_of_all(a, b, c):
+    return _fused(a, b, c)
+
+
+def fused(a, b, c, out, where, of_all=_fused_of_all.ufunc):
+    """Put a b + c, rounded once, into some places of an array."""
+    if where is True:
+        of_all(a, b, c, out)
+    else:  # which such a function does not take
+        np.copyto(out, of_all(a, b, c), where=where)
+
+
+def quotient(a, b):
+    """Return a / b of integers, towards zero."""
+    wrong = (a % b != 0) & ((a < 0) != (b < 0))
+    return a // b + wrong.astype(a.dtype)
+
+
+def joined(low, high):
+    """Return numbers that have these halves."""
+    low, high = np.broadcast_arrays(low, high)
+    return np.stack([low, high], axis=-1).view(f"u{2 * low.itemsize}")[:, 0]
+
+
+def bf16(x):
+    """Return the bits of the nearest bfloat16, ties to even; a NaN is 0x7FFF."""
+    bits = np.asarray(x).view("u4").astype("u8")
+    return np.where(np.isnan(x), 0x7FFF, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("u4")
+
+
+def tf32(x):
+    """Return the bits of the nearest TF32, ties away from zero; a NaN is 0x7FFFFFFF."""
+    bits = np.asarray(x).view("u4").astype("u8")
+    finite = (bits & 0x7F800000) != 0x7F800000
+    rounded = np.where(finite, (bits + 0x1000) & 0xFFFFE000, bits)
+    return np.where(np.isnan(x), 0x7FFFFFFF, rounded).astype("u4")
+
+
+def _whole_warps(M):
+    """Return which warps there are, all of whose threads must be."""
+    if M is True:
+        return True
+    warps = M.reshape(-1, ptx.WARP)
+    if (warps.any(axis=1) != warps.all(axis=1)).any():
+        raise GpuError("a product on tensor cores without all threads of the warp")
+    return M
+
+
+def _multiply(M, d, A, B, c):
+    """Put A B + C in registers, of which thread 4 g + t of a warp has rows g, g + 8 and columns 2 t, 2 t + 1."""
+    M = _whole_warps(M)
+    of_warps = [register.reshape(-1, 8, 4) for register in c]
+    C = np.empty((len(A), 16, 8))
+    C[:, :8, 0::2], C[:, :8, 1::2], C[:, 8:, 0::2], C[:, 8:, 1::2] = of_warps
+    D = A @ B + C
+    for register, part in zip(d, (D[:, :8, 0::2], D[:, :8, 1::2], D[:, 8:, 0::2], D[:, 8:, 1::2]), strict=True):
+        np.copyto(register, part.reshape(-1), where=M, casting="unsafe")
+
+
+def tf32_product(M, d, a, b, c):
+    """Do ``mma.m16n8k8``: a thread has steps t and t + 4 of rows g and g + 8 of A, and of column g of B."""
+    a0, a1, a2, a3, b0, b1 = ((own & 0xFFFFE000).view("f4").reshape(-1, 8, 4) for own in (*a, *b))
+    A = np.concatenate([np.concatenate([a0, a2], axis=2), np.concatenate([a1, a3], axis=2)], axis=1, dtype="f8")
+    B = np.concatenate([b0, b1], axis=2, dtype="f8").transpose(0, 2, 1)
+    _multiply(M, d, A, B, c)
+
+
+def bf16_product(M, d, a, b, c):
+    """Do ``mma.m16n8k16``: a thread has steps 2 t, 2 t + 1, the lower half first, and those eight further."""
+    halves = (np.stack([own << 16, own & 0xFFFF0000], axis=-1).view("f4").reshape(-1, 8, 8) for own in (*a, *b))
+    a0, a1, a2, a3, b0, b1 = halves
+    A = np.concatenate([np.concatenate([a0, a2], axis=2), np.concatenate([a1, a3], axis=2)], axis=1, dtype="f8")
+    B = np.concatenate([b0, b1], axis=2, dtype="f8").transpose(0, 2, 1)
+    _multiply(M, d, A, B, c)
+
+
+# What parts of a program call.
+FUNCTIONS = {
+    **{name: getattr(np, name) for name in ptx.FUNCTIONS.values() if name != "fused"},
+    "np": np,
+    "copyto": np.copyto,
+    "asarray": np.asarray,
+    "fused": fused,
+    "quotient": quotient,
+    "joined": joined,
+    "bf16": bf16,
+    "tf32": tf32,
+    "bf16_product": bf16_product,
+    "tf32_product": tf32_product,
+}
+
+
+def _numbers(array, dtype):
+    """Return bytes as numbers, without a last one that is not whole."""
+    return array[: len(array) // dtype.itemsize * dtype.itemsize].view(dtype)
+
+
+def _lanes(M, addresses, threads):
+    """Return which threads there are, and their addresses."""
+    if M is True:
+        return _everyone(threads), addresses if np.ndim(addresses) else np.full(threads, addresses)
+    lanes = np.flatnonzero(M)
+    return lanes, addresses[lanes] if np.ndim(addresses) else np.full(len(lanes), addresses)
+
+
+@functools.cache
+def _everyone(threads):
+    return np.arange(threads)
+
+
+def _own(value, lanes):
+    """Return what these threads have, of a register or a constant."""
+    return value[lanes] if np.ndim(value) else value
+
+
+class Memory:
+    """Global memory: arrays whose addresses a launch was given, and constants.
+
+    Parameters
+    ----------
+    pieces : iterable of (int, array of uint8)
+        Addresses, and what is there.
+    threads : int
+    """
+
+    def __init__(self, pieces, threads):
+        self.threads = threads
+        self._starts, self._arrays = zip(*sorted(pieces, key=lambda piece: piece[0]), strict=True)
+
+    def load(self, M, addresses, targets):
+        """Load numbers side by side into registers."""
+        dtype = targets[0].dtype
+        for lanes, array, places in self._found(M, addresses, dtype.itemsize * len(targets)):
+            numbers, places = _numbers(array, dtype), places // dtype.itemsize
+            for i, target in enumerate(targets):
+                target[lanes] = numbers[places + i]
+
+    def store(self, M, addresses, sources):
+        """Store what registers have side by side."""
+        dtype = sources[0].dtype
+        for lanes, array, places in self._found(M, addresses, dtype.itemsize * len(sources)):
+            numbers, places = _numbers(array, dtype), places // dtype.itemsize
+            for i, source in enumerate(sources):
+                numbers[places + i] = _own(source, lanes)
+
+    def _found(self, M, addresses, size):
+        """Return accesses of so many bytes: threads, an array, and places there in bytes; mostly of one array."""
+        lanes, addresses = _lanes(M, addresses, self.threads)
+        if (addresses % size).any():
+            raise GpuError(f"an access to {size} bytes at an address that is no multiple of it")
+        owners = np.searchsorted(self._starts, addresses, "right") - 1
+        first = int(owners[0])
+        for owner in (first,) if (owners == first).all() else np.unique(owners):
+            own = owners == owner
+            places = addresses[own] - self._starts[owner]
+            if owner < 0 or places.max() + size > len(self._arrays[owner]):
+                raise GpuError(f"an access to {size} bytes beyond all arrays of the launch, or between them")
+            yield lanes[own], self._arrays[owner], places
+
+
+class Shared:
+    """Shared memory of some blocks, which is NaN before anything is written there.
+
+    Parameters
+    ----------
+    blocks, threads : int
+        Blocks, and threads of each.
+    size : int
+        Bytes of a block.
+    cluster : int
+        Blocks of a cluster, which may read each other's.
+    """
+
+    def __init__(self, blocks, threads, size, cluster):
+        self.threads, self._size, self._cluster = blocks * threads, size, cluster
+        self._bytes = np.full(blocks * size, 255, np.uint8)
+        self._block = np.repeat(np.arange(blocks), threads)
+        self._races = Races(blocks, threads, size, cluster)
+        self._groups = np.zeros(self.threads, np.int64)  # of copies that a thread has begun
+        self._copies = []
+
+    def load(self, M, addresses, targets):
+        """Load numbers side by side into registers."""
+        dtype = targets[0].dtype
+        lanes, places = self._found(M, addresses, dtype.itemsize * len(targets))
+        self._races.read(lanes, places, dtype.itemsize * len(targets))
+        numbers, places = _numbers(self._bytes, dtype), places // dtype.itemsize
+        for i, target in enumerate(targets):
+            target[lanes] = numbers[places + i]
+
+    def store(self, M, addresses, sources):
+        """Store what registers have side by side."""
+        dtype = sources[0].dtype
+        lanes, places = self._found(M, addresses, dtype.itemsize * len(sources))
+        self._races.write(lanes, places, dtype.itemsize * len(sources))
+        numbers, places = _numbers(self._bytes, dtype), places // dtype.itemsize
+        for i, source in enumerate(sources):
+            numbers[places + i] = _own(source, lanes)
+
+    def copy(self, M, addresses, memory, sources, read):
+        """Begin to copy 16 bytes, of which so many are read, and the others zero; NaN is there meanwhile."""
+        lanes, places = self._found(M, addresses, 16)
+        copied = np.zeros((self.threads, 4), np.uint32)
+        there = np.zeros(self.threads, bool)
+        there[lanes] = _own(read, lanes) == 16
+        if there.any():
+            memory.load(there, sources, tuple(copied.T))
+        self._write(lanes, places, np.uint32(0xFFFFFFFF))
+        self._copies.append((lanes, places, copied[lanes], self._groups[lanes]))
+
+    def end_copies(self, M):
+        """Make what threads have begun to copy one group."""
+        self._groups[_lanes(M, 0, self.threads)[0]] += 1
+
+    def wait_for_copies(self, M, but):
+        """Let all groups of copies arrive but so many."""
+        waiting, left = np.zeros(self.threads, bool), []
+        waiting[_lanes(M, 0, self.threads)[0]] = True
+        for lanes, places, copied, groups in self._copies:
+            done = waiting[lanes] & (groups < self._groups[lanes] - but)
+            if done.any():
+                self._write(lanes[done], places[done], copied[done])
+            if not done.all():
+                left.append((lanes[~done], places[~done], copied[~done], groups[~done]))
+        self._copies = left
+
+    def wait(self, kind, lanes):
+        """Let these threads have waited for their warp, block, or cluster."""
+        self._races.wait(kind, lanes)
+
+    def _write(self, lanes, places, copied):
+        self._races.write(lanes, places, 16)
+        self._bytes.view("u4")[places[:, None] // 4 + np.arange(4)] = copied
+
+    def _found(self, M, addresses, size):
+        """Return the threads, and places in bytes of their accesses to so many of them."""
+        lanes, addresses = _lanes(M, addresses, self.threads)
+        places = _places(addresses, self._block[lanes], size, self._size, self._cluster)
+        if len(places) < len(lanes):
+            place = f"{addresses[len(places)]:#x}"
+            raise GpuError(
+                f"an access to {size} bytes at {place}, beyond the shared memory of a block, or at no multiple"
+            )
+        return lanes, places
+
+
+@njit
+def _places(addresses, blocks, size, block_size, cluster):
+    """Return where in the memory of all blocks shared addresses are, up to the first that is wrong."""
+    places = np.empty(len(addresses), np.int64)
+    for i, address in enumerate(addresses):
+        block, rank = blocks[i], address >> ptx.RANK_SHIFT
+        place = (address & (1 << ptx.RANK_SHIFT) - 1) - ptx.SHARED_START
+        if place < 0 or place + size > block_size or rank > cluster or address % size:
+            return places[:i]
+        if rank:
+            block = block // cluster * cluster + rank - 1
+        places[i] = block * block_size + place
+    return places
+
+
+class Races:
+    """Who has read and written which word of shared memory, to find accesses that are in no order.
+
+    Two threads of a warp, of a block, or of a cluster are in order if all of it has waited in between. Of the readers
+    of a word one is remembered, and how far from it another one was: in its warp, its block, or its cluster.
+    """
+
+    def __init__(self, blocks, threads, size, cluster):
+        lanes, words = np.arange(blocks * threads), blocks * size // 4
+        self._groups = np.array([lanes // ptx.WARP, lanes // threads, lanes // (threads * cluster)])
+        self._waits = np.zeros_like(self._groups)  # how often the warp, block, and cluster of a thread have waited
+        self._writer, self._reader, self._beside = np.full(words, -1), np.full(words, -1), np.zeros(words, np.int64)
+        self._written_after, self._read_after = np.zeros((2, words, 3), np.int64)
+
+    def wait(self, kind, lanes):
+        """Let these threads have waited for their warp, block, or cluster."""
+        self._waits[: WAITS.index(kind) + 1, lanes] += 1
+
+    def read(self, lanes, places, size):
+        """Let threads read so many bytes each."""
+        self._touch(False, lanes, places, size)
+
+    def write(self, lanes, places, size):
+        """Let threads write so many bytes each."""
+        self._touch(True, lanes, places, size)
+
+    def _touch(self, writes, lanes, places, size):
+        words = self._writer, self._written_after, self._reader, self._read_after, self._beside
+        word, lane, other, did = _touch(writes, lanes, places // 4, -(-size // 4), self._groups, self._waits, *words)
+        if word >= 0:
+            now, before = ("writes" if wrote else "reads" for wrote in (writes, did))
+            raise GpuError(
+                f"thread {lane} {now} what thread {other} {before}, word {word}, and nobody has waited between"
+            )
+
+
+@njit
+def _touch(writes, lanes, first_words, count, groups, waits, writer, written_after, reader, read_after, beside):
+    """Note accesses; of the first that is wrong, return the word, both threads, and whether the earlier one wrote."""
+    for i in range(len(lanes)):
+        lane = lanes[i]
+        now = waits[:, lane]
+        for word in range(first_words[i], first_words[i] + count):
+            other = writer[word]
+            far = _far(groups, lane, other)
+            if far and written_after[word, far - 1] == now[far - 1]:
+                return word, lane, other, True
+            other = reader[word]
+            far = max(_far(groups, lane, other), beside[word])
+            together = far and read_after[word, far - 1] == now[far - 1]
+            if writes:
+                if together:
+                    return word, lane, other, False
+                writer[word] = lane
+                written_after[word] = now
+            else:
+                reader[word] = lane
+                read_after[word] = now
+                beside[word] = far if together else 0
+    return -1, -1, -1, False
+
+
+@njit
+def _far(groups, lane, other):
+    """Return how far threads are from each other: 0 is no other, then one of the warp, the block, the cluster."""
+    if other < 0 or other == lane:
+        return 0
+    if groups[0, other] == groups[0, lane]:
+        return 1
+    return 2 if groups[1, other] == groups[1, lane] else 3
+
+
+class Blocks:
+    """Some blocks of a launch, computed together.
+
+    Parameters
+    ----------
+    program : ptx.Program
+    first, count, all_blocks : int
+        The first of them, how many there are, and those of the launch.
+    parameters : bytes
+        Of the kernel.
+    pieces : list of (int, array of uint8)
+        Global memory.
+    shared : int
+        Bytes of dynamic shared memory.
+    """
+
+    def __init__(self, program, first, count, all_blocks, parameters, pieces, shared):
+        self.program, self.threads, n = program, program.threads, count * program.threads
+        lane = np.arange(n, dtype=np.uint32)
+        block = lane // self.threads
+        self.shared = Shared(count, self.threads, program.shared + shared + 15 & ~15, program.cluster)
+        memory = Memory([*pieces, (ptx.CONSTANTS, np.frombuffer(program.constants, np.uint8))], n)
+        self._values = FUNCTIONS | {
+            "memory": memory,
+            "shared": self.shared,
+            "tid_x": lane % self.threads,
+            "ntid_x": np.uint32(self.threads),
+            "ctaid_x": block + np.uint32(first),
+            "nctaid_x": np.uint32(all_blocks),
+            "cluster_ctarank": block % np.uint32(program.cluster),
+            "cluster_nctarank": np.uint32(program.cluster),
+            "dynamic_smem_size": np.uint32(shared),
+            **{name: np.frombuffer(parameters, dtype, 1, place)[0] for name, dtype, place in program.parameters},
+        }
+        self._registers, self._known = {}, set()
+        self._place, self._state = np.zeros(n, np.int64), np.zeros(n, np.int8)
+        self.visits = np.zeros(len(program.parts), np.int64)  # of warps, by the part of the program
+
+    def _code(self, part):
+        """Return a part as Python, whose variables are there."""
+        code = self.program.code(part)
+        if part not in self._known:
+            self._known.add(part)
+            for variable, (name, dtype) in code.registers.items():
+                if variable not in self._values:
+                    if name not in self._registers:  # which begins as anything
+                        rubbish = 1 if dtype == "?" else 0xA5
+                        self._registers[name] = np.full(len(self._place) * np.dtype(dtype).itemsize, rubbish, np.uint8)
+                    self._values[variable] = self._registers[name].view(dtype)
+            self._values |= code.numbers
+        return code
+
+    def run(self):
+        """Let all threads come to their end."""
+        while True:
+            runs = self._state == RUNS
+            if not runs.any():
+                if (self._state == ptx.END).all():
+                    return
+                self._release()
+                continue
+            self._run_together(int(self._place[runs].min()), runs)
+
+    def _run_together(self, part, runs):
+        """Run threads from a part on that they have come to, as long as they go the same way."""
+        M = runs & (self._place == part)
+        warps = int(M.reshape(-1, ptx.WARP).any(axis=1).sum())
+        everyone = bool(M.all())
+        while True:
+            code = self._code(part)
+            self.visits[part] += warps
+            self._values["M"] = True if everyone else M
+            try:
+                exec(code.compiled, self._values)
+            except Exception as error:
+                error.add_note(f"in part {part} of {self.program.name}")
+                raise
+            end, target = self.program.parts[part].end, self.program.parts[part].target
+            if end == ptx.JUMP:
+                part = target
+            elif end == ptx.BRANCH:
+                away = self._values[code.decides][M] != (self.program.parts[part].guard[0] == "!")
+                if not away.all() and away.any():
+                    self._place[M] = np.where(away, target, part + 1)
+                    return
+                part = target if away.all() else part + 1
+            else:
+                self._place[M], self._state[M] = target, end
+                return
+            if (
+                not everyone and (runs & ~M & (self._place <= part)).any()
+            ):  # others are behind, or have come here before
+                self._place[M] = part
+                return
+
+    def _release(self):
+        """Let those go on who wait for others, all of whom wait with them."""
+        ready_of_any = False
+        sizes = ptx.WARP, self.threads, self.threads * self.program.cluster
+        for kind, size in zip(WAITS, sizes, strict=True):
+            waits = self._state == kind
+            of_groups = waits.reshape(-1, size)
+            here = of_groups | (self._state == ptx.END).reshape(-1, size)
+            ready = waits & np.repeat(here.all(axis=1), size)
+            places = np.where(ready, self._place, -1).reshape(-1, size)
+            if (ready & (self._place != np.repeat(places.max(axis=1), size))).any():
+                raise GpuError("threads wait for each other at different places")
+            self.shared.wait(kind, np.flatnonzero(ready))
+            self._state[ready] = RUNS
+            ready_of_any |= ready.any()
+        if not ready_of_any:
+            raise GpuError("threads wait for others that will not come")
+
+
+class Gpu(fake_cupy.Cupy):
+    """CuPy, as far as the cuda backend uses it, with this GPU.
+
+    Attributes
+    ----------
+    launched : collections.Counter
+        Parts that warps went through, by kernel and part.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.launched = Counter()
+        self._captured = None
+        own = SimpleNamespace(
+            Device=self._device,
+            Stream=self._stream,
+            get_current_stream=lambda: SimpleNamespace(ptr=0),
+            driver=SimpleNamespace(launchKernel=self._launch),
+            nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
+        )
+        vars(self.cuda).update(vars(own))
+        runtime = {"driverGetVersion": 13000, "runtimeGetVersion": 13000, "getDeviceCount": 1, "getDevice": 0}
+        vars(self.cuda.runtime).update({name: lambda value=value: value for name, value in runtime.items()})
+        self.cuda.runtime.CUDARuntimeError = RuntimeError
+        self.cuda.runtime.deviceSynchronize = lambda: None
+        self.cuda.set_allocator = lambda _: None
+
+    @staticmethod
+    def _device(_=0):
+        return SimpleNamespace(id=0, compute_capability="90", attributes={"MaxSharedMemoryPerBlockOptin": 232448})
+
+    class RawModule:
+        """A file of PTX."""
+
+        def __init__(self, path):
+            self._text = Path(path).read_text()
+
+        def get_function(self, name):
+            return SimpleNamespace(kernel=SimpleNamespace(ptr=ptx.Program(self._text, name)))
+
+    def _stream(self, *, non_blocking):
+        return _Stream(self)
+
+    def _launch(self, program, blocks, _y, _z, threads, _ty, _tz, shared, stream, _, extra):
+        marks = (ctypes.c_void_p * 5).from_address(extra)
+        parameters = ctypes.string_at(marks[1], ctypes.c_size_t.from_address(marks[3]).value)
+        assert threads == program.threads
+        launch = functools.partial(self._compute, program, blocks, shared, parameters)
+        launch() if self._captured is None else self._captured.append(launch)
+
+    def _compute(self, program, blocks, shared, parameters):
+        assert blocks % program.cluster == 0, f"{blocks} blocks are no clusters of {program.cluster}"
+        kinds = compiling.KERNELS[program.name].parameters
+        addresses = [
+            int(np.frombuffer(parameters, dtype, 1, place)[0])
+            for (_, dtype, place), kind in zip(program.parameters, kinds, strict=True)
+            if kind.endswith("*")
+        ]
+        pieces = dict(fake_cupy.piece_at(address) for address in addresses if address)
+        together = max(TOGETHER // program.threads // program.cluster, 1) * program.cluster
+        with np.errstate(all="ignore"):
+            for first in range(0, blocks, together):
+                count = min(together, blocks - first)
+                some = Blocks(program, first, count, blocks, parameters, list(pieces.items()), shared)
+                some.run()
+                self.launched.update(
+                    {(program.name, part): int(visits) for part, visits in enumerate(some.visits) if visits}
+                )
+
+
+class _Stream:
+    """A stream that is captured."""
+
+    def __init__(self, gpu):
+        self._gpu = gpu
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def begin_capture(self):
+        self._gpu._captured = []
+
+    def end_capture(self):
+        launches, self._gpu._captured = self._gpu._captured, None
+        return SimpleNamespace(launch=lambda: [launch() for launch in launches])
+
+
+def install():
+    """Make this a machine with this GPU, for good; nothing may have asked for one before."""
+    module = Gpu()
+    sys.modules |= {"cupy": module, "cupy.cuda": module.cuda}
+    gpu.has_driver = lambda: True
+    resident.BLOCKS = BLOCKS
+    return module

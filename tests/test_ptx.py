@@ -1,0 +1,301 @@
+"""PTX on NumPy: what `ptx.py` and `numpy_gpu.py` make of kernels written by hand, and which faults they find."""
+
+import re
+from types import SimpleNamespace
+
+import fake_cupy
+import numpy as np
+import numpy_gpu
+import ptx
+import pytest
+
+WARPS = 2
+REGISTERS = ".reg .pred %p<9>; .reg .b32 %r<99>; .reg .b32 %f<99>; .reg .b64 %rd<99>;"
+# Where this thread's number is: %rd2 in the array, %rd4 in shared memory; %r1 is its number, %rd3 of its warp's other.
+BEGIN = """
+    ld.param.u64 %rd1, [k_param_0];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd5, %r1, 4;
+    add.s64 %rd2, %rd1, %rd5;
+    mov.u64 %rd6, memory;
+    add.s64 %rd4, %rd6, %rd5;
+"""
+
+
+def run(body, array, *, threads=32 * WARPS, cluster=1, blocks=1, shared=0):
+    """Run a kernel that gets an array, and return what it has made of it."""
+    text = f""".version 9.0
+.target sm_90
+.extern .shared .align 16 .b8 memory[];
+.visible .entry k(
+    .param .u64 .ptr .align 1 k_param_0
+)
+.maxntid {threads}, 1, 1
+.reqnctapercluster {cluster}, 1, 1
+{{
+{REGISTERS}
+{BEGIN}{body}
+    ret;
+}}
+"""
+    program, array = ptx.Program(text, "k"), np.array(array)
+    piece = array.ctypes.data, array.reshape(-1).view(np.uint8)
+    with np.errstate(all="ignore"):
+        parameters = np.uint64(array.ctypes.data).tobytes()
+        numpy_gpu.Blocks(program, 0, blocks, blocks, parameters, [piece], shared).run()
+    return array
+
+
+def test_threads_go_different_ways_and_meet():
+    found = run(
+        """
+    mov.u32 %r2, 0;
+    mov.u32 %r3, %r1;
+    and.b32 %r4, %r1, 3;
+    setp.eq.s32 %p1, %r4, 0;
+    @%p1 bra L_3;
+L_1:
+    add.s32 %r2, %r2, %r3;
+    sub.s32 %r3, %r3, 1;
+    setp.gt.s32 %p2, %r3, 0;
+    @%p2 bra L_1;
+    bra.uni L_4;
+L_3:
+    mov.u32 %r2, 7;
+L_4:
+    bar.sync 0;
+    st.global.u32 [%rd2], %r2;
+""",
+        np.zeros(64, np.uint32),
+    )
+    wanted = [7 if i % 4 == 0 else i * (i + 1) // 2 for i in range(64)]
+    np.testing.assert_array_equal(found, wanted)
+
+
+EXCHANGE = """
+    st.shared.u32 [%rd4], %r1;
+    {barrier}
+    xor.b32 %r2, %r1, {other};
+    mul.wide.u32 %rd7, %r2, 4;
+    add.s64 %rd8, %rd6, %rd7;
+    ld.shared.u32 %r3, [%rd8];
+    {second}
+    st.shared.u32 [%rd4], %r3;
+    st.global.u32 [%rd2], %r3;
+"""
+FOR_BLOCK, FOR_WARP, FOR_CLUSTER = (
+    "bar.sync 0;",
+    "bar.warp.sync -1;",
+    "barrier.cluster.arrive.release; barrier.cluster.wait.acquire;",
+)
+
+
+@pytest.mark.parametrize(
+    ("barrier", "second", "other", "fault"),
+    [
+        (FOR_BLOCK, FOR_BLOCK, 32, None),
+        (FOR_CLUSTER, FOR_BLOCK, 32, None),
+        (FOR_WARP, FOR_WARP, 5, None),
+        ("", FOR_BLOCK, 32, r"thread 0 reads what thread 32 writes"),
+        ("", FOR_BLOCK, 5, r"thread 0 reads what thread 5 writes"),
+        (FOR_WARP, FOR_BLOCK, 32, r"thread 0 reads what thread 32 writes"),
+        (FOR_BLOCK, "", 32, r"thread 0 writes what thread 32 reads"),
+        (FOR_BLOCK, FOR_WARP, 32, r"thread 0 writes what thread 32 reads"),
+        (FOR_BLOCK, "", 5, r"thread 0 writes what thread 5 reads"),
+    ],
+)
+def test_threads_must_wait_for_each_other(barrier, second, other, fault):
+    body = EXCHANGE.format(barrier=barrier, second=second, other=other)
+    if fault:
+        with pytest.raises(numpy_gpu.GpuError, match=fault):
+            run(body, np.zeros(64, np.uint32), shared=256)
+    else:
+        np.testing.assert_array_equal(run(body, np.zeros(64, np.uint32), shared=256), np.arange(64) ^ other)
+
+
+def test_one_reader_of_many_is_not_forgotten():
+    # All of the first warp read the number of thread 63, which writes it again after the second warp has waited.
+    body = """
+    setp.gt.u32 %p1, %r1, 31;
+    @%p1 bra L_1;
+    ld.shared.u32 %r2, [memory+252];
+    bar.warp.sync -1;
+    bra.uni L_2;
+L_1:
+    bar.warp.sync -1;
+    {wait}
+    st.shared.u32 [%rd4], %r1;
+L_2:
+    bar.sync 0;
+"""
+    with pytest.raises(numpy_gpu.GpuError, match="thread 63 writes what thread 31 reads"):
+        run(body.format(wait=""), np.zeros(64, np.uint32), shared=256)
+
+
+def test_two_threads_do_not_write_to_one_place():
+    with pytest.raises(numpy_gpu.GpuError, match="thread 1 writes what thread 0 writes, word 0"):
+        run("st.shared.u32 [memory], %r1;", np.zeros(64, np.uint32), shared=256)
+
+
+SOME = "setp.gt.u32 %p1, %r1, 7; @%p1 bra L_1;"  # only these do what comes before L_1
+MULTIPLY = (
+    "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+    "{%f1,%f2,%f3,%f4}, {%r1,%r2,%r3,%r4}, {%r5,%r6}, {%f1,%f2,%f3,%f4};"
+)
+FAULTS = {
+    "ld.global.u32 %r2, [%rd2+4];": "an access to 4 bytes beyond all arrays of the launch",
+    "st.global.u32 [%rd2+-4], %r1;": "an access to 4 bytes beyond all arrays",
+    "ld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%rd2];": "an access to 16 bytes at an address that is no multiple",
+    "st.shared.u32 [%rd4+4], %r1;": "an access to 4 bytes .*, beyond the shared memory of a block",
+    "ld.shared.v2.u32 {%r2, %r3}, [%rd4];": "an access to 8 bytes at 0x404, .* no multiple",
+    f"{SOME} bar.sync 0; L_1: bar.sync 0;": "threads wait for each other at different places",
+    f"{SOME} bar.sync 0; L_1: bar.warp.sync -1;": "threads wait for others that will not come",
+    f"{SOME} {MULTIPLY} L_1: bar.sync 0;": "a product on tensor cores without all threads of the warp",
+}
+
+
+@pytest.mark.parametrize(("body", "message"), FAULTS.items(), ids=map(str, range(len(FAULTS))))
+def test_what_a_gpu_would_not_do_is_a_fault(body, message):
+    with pytest.raises(numpy_gpu.GpuError, match=message):
+        run(body, np.zeros(64, np.uint32), shared=256)
+
+
+def test_an_unknown_instruction_is_named():
+    with pytest.raises(NotImplementedError, match=re.escape("brev.b32 %r2, %r1")):
+        run("brev.b32 %r2, %r1;", np.zeros(64, np.uint32))
+
+
+COPY = """
+    mul.wide.u32 %rd5, %r1, 16;
+    add.s64 %rd2, %rd1, %rd5;
+    add.s64 %rd4, %rd6, %rd5;
+    cvt.u32.u64 %r2, %rd4;
+    and.b32 %r4, %r1, 16;
+    cp.async.cg.shared.global [%r2], [%rd2], 16, %r4;
+    cp.async.commit_group;
+    cp.async.commit_group;
+    cp.async.wait_group {but};
+    ld.shared.v4.f32 {{%f1, %f2, %f3, %f4}}, [%rd4];
+    st.global.v4.f32 [%rd2], {{%f1, %f2, %f3, %f4}};
+"""
+
+
+def test_a_copy_is_there_when_it_has_been_waited_for():
+    numbers = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    found = run(COPY.format(but=1), numbers, shared=1024)
+    np.testing.assert_array_equal(found, numbers * (np.arange(64)[:, None] // 16 % 2))  # the others read nothing
+    assert np.isnan(run(COPY.format(but=2), numbers, shared=1024)).all()
+
+
+def test_blocks_of_a_cluster_read_each_others_memory():
+    body = """
+    mov.u32 %r2, %cluster_ctarank;
+    mov.u32 %r7, %cluster_nctarank;
+    mov.u32 %r8, %ctaid.x;
+    mad.lo.s32 %r4, %r8, 64, %r1;
+    st.shared.u32 [%rd4], %r4;
+    {barrier}
+    add.s32 %r3, %r2, 1;
+    rem.u32 %r3, %r3, %r7;
+    cvta.shared.u64 %rd9, %rd4;
+    {{ .reg .u64 own; .reg .u32 at; cvta.to.shared.u64 own, %rd9; cvt.u32.u64 at, own;
+       mapa.shared::cluster.u32 at, at, %r3; ld.shared::cluster.u32 %r5, [at]; }}
+    mul.wide.u32 %rd7, %r4, 4;
+    add.s64 %rd8, %rd1, %rd7;
+    st.global.u32 [%rd8], %r5;
+"""
+    how = {"blocks": 4, "cluster": 2, "shared": 256}
+    found = run(body.format(barrier=FOR_CLUSTER), np.zeros(256, np.uint32), **how)
+    np.testing.assert_array_equal(found.reshape(4, 64), np.arange(256).reshape(4, 64)[[1, 0, 3, 2]])
+    with pytest.raises(numpy_gpu.GpuError, match="thread 0 reads what thread 64 writes"):
+        run(body.format(barrier=FOR_BLOCK), np.zeros(256, np.uint32), **how)
+
+
+# Rows and columns of registers, of thread 4 g + t, as the manual of PTX has them.
+TF32 = SimpleNamespace(
+    code="m16n8k8.row.col.f32.tf32.tf32.f32",
+    steps=8,
+    numbers=1,
+    a=lambda g, t, i, half: (g + 8 * (i in (1, 3)), t + 4 * (i >= 2)),
+    b=lambda g, t, i, half: (t + 4 * i, g),
+)
+BF16 = SimpleNamespace(
+    code="m16n8k16.row.col.f32.bf16.bf16.f32",
+    steps=16,
+    numbers=2,
+    a=lambda g, t, i, half: (g + 8 * (i in (1, 3)), 2 * t + half + 8 * (i >= 2)),
+    b=lambda g, t, i, half: (2 * t + half + 8 * i, g),
+)
+
+
+@pytest.mark.parametrize("kind", [TF32, BF16], ids=["tf32", "bf16"])
+def test_a_product_on_tensor_cores(kind):
+    generator = np.random.default_rng(0)
+    A, B = (generator.integers(-9, 10, (WARPS, *shape)) for shape in ((16, kind.steps), (kind.steps, 8)))
+    C = generator.integers(-9, 10, (WARPS, 16, 8))
+    registers = np.zeros((WARPS, 32, 10), np.uint32)
+    for matrix, place, first, count in ((A, kind.a, 0, 4), (B, kind.b, 4, 2)):
+        for i in range(count):
+            of_lanes = [[place(lane // 4, lane % 4, i, n) for n in range(kind.numbers)] for lane in range(32)]
+            row, column = np.moveaxis(np.array(of_lanes), -1, 0)
+            bits = matrix[:, row, column].astype(np.float32).view(np.uint32)  # (warps, 32, numbers)
+            halves = bits if kind.numbers == 1 else (bits >> 16) << np.array([0, 16], np.uint32)
+            registers[:, :, first + i] = halves.sum(axis=-1)
+    of_C = [(lane // 4 + 8 * (i >= 2), 2 * (lane % 4) + i % 2) for lane in range(32) for i in range(4)]
+    row, column = np.array(of_C).T
+    registers[:, :, 6:] = C[:, row, column].astype(np.float32).view(np.uint32).reshape(WARPS, 32, 4)
+    loads = "".join(f"ld.global.u32 %r{10 + i}, [%rd2+{4 * i}];" for i in range(6))
+    loads += "".join(f"ld.global.f32 %f{i}, [%rd2+{24 + 4 * i}];" for i in range(4))
+    stores = "".join(f"st.global.f32 [%rd2+{24 + 4 * i}], %f{i};" for i in range(4))
+    body = f"""
+    mul.wide.u32 %rd5, %r1, 40;
+    add.s64 %rd2, %rd1, %rd5;
+    {loads}
+    mma.sync.aligned.{kind.code} {{%f0,%f1,%f2,%f3}}, {{%r10,%r11,%r12,%r13}}, {{%r14,%r15}}, {{%f0,%f1,%f2,%f3}};
+    {stores}
+"""
+    found = run(body, registers)[:, :, 6:].copy().view(np.float32).reshape(WARPS, -1)
+    np.testing.assert_array_equal(found, (A @ B + C)[:, row, column])
+
+
+BITS = np.array([0x3F800000, 0x3F808000, 0x3F818000, 0x3F801000, 0x3F800FFF, 0x7F800000, 0xFFFFFFFF, 0x80000000], "u4")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "wanted"),
+    [
+        ("cvt.rn.bf16x2.f32 %r3, %f1, %f1", [0x3F80, 0x3F80, 0x3F82, 0x3F80, 0x3F80, 0x7F80, 0x7FFF, 0x8000]),
+        (
+            "cvt.rna.tf32.f32 %r3, %f1",
+            [0x3F800000, 0x3F808000, 0x3F818000, 0x3F802000, 0x3F800000, 0x7F800000, 0x7FFFFFFF, 0x80000000],
+        ),
+        ("max.NaN.f32 %f2, %f1, 0f3F808000; mov.b32 %r3, %f2", None),
+        ("shf.l.wrap.b32 %r3, %r2, 0xFFFF, 8", [0xFFFF3F] * 5 + [0xFFFF7F, 0xFFFFFF, 0xFFFF80]),
+        ("prmt.b32 %r3, %r2, 0x01020304, 0x7610", [0x0102 << 16 | int(bits) & 0xFFFF for bits in BITS]),
+        ("setp.leu.f32 %p1, %f1, 0f3F800FFF; selp.b32 %r3, 1, 0, %p1", [1, 0, 0, 0, 1, 0, 1, 1]),
+        ("setp.ne.f32 %p1, %f1, 0f3F800000; selp.b32 %r3, 1, 0, %p1", [0, 1, 1, 1, 1, 1, 0, 1]),
+        ("shr.s32 %r3, %r2, 31", [0] * 6 + [0xFFFFFFFF] * 2),
+        ("div.s32 %r3, %r2, 0x10000000", [3, 3, 3, 3, 3, 7, 0, (1 << 32) - 8]),
+        ("cvt.s64.s32 %rd9, %r2; shr.u64 %rd9, %rd9, 32; cvt.u32.u64 %r3, %rd9", [0] * 6 + [0xFFFFFFFF] * 2),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_instructions(instruction, wanted):
+    body = f"ld.global.u32 %r2, [%rd2]; mov.b32 %f1, %r2; {instruction}; st.global.u32 [%rd2], %r3;"
+    if wanted is None:
+        numbers = BITS.view(np.float32)
+        wanted = np.maximum(numbers, np.float32(1.00390625)).view(np.uint32)
+    wanted = np.array(wanted, np.uint32)
+    if "bf16" in instruction:
+        wanted = wanted << 16 | wanted
+    np.testing.assert_array_equal(run(body, np.tile(BITS, 8)), np.tile(wanted, 8))
+
+
+def test_an_array_of_the_device_is_found_by_its_address():
+    device = numpy_gpu.Gpu()
+    whole = device.asarray(np.arange(9, dtype=np.float32))
+    start, memory = fake_cupy.piece_at(whole[3:].data.ptr)
+    np.testing.assert_array_equal(memory.view(np.float32), np.arange(9))
+    assert start == whole.data.ptr
+    with pytest.raises(KeyError, match="no array on the device has the address 0x1"):
+        fake_cupy.piece_at(1)
