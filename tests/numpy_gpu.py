@@ -492,12 +492,14 @@ class Gpu(fake_cupy.Cupy):
     Attributes
     ----------
     launched : collections.Counter
-        Parts that warps went through, by kernel and part.
+        How often warps went through a part of a kernel, by its name and the number of the part.
+    programs : dict of str to ptx.Program
+        The kernels that were launched.
     """
 
     def __init__(self):
         super().__init__()
-        self.launched = Counter()
+        self.launched, self.programs = Counter(), {}
         self._captured = None
         own = SimpleNamespace(
             Device=self._device,
@@ -537,6 +539,7 @@ class Gpu(fake_cupy.Cupy):
         launch() if self._captured is None else self._captured.append(launch)
 
     def _compute(self, program, blocks, shared, parameters):
+        self.programs[program.name] = program
         assert blocks % program.cluster == 0, f"{blocks} blocks are no clusters of {program.cluster}"
         kinds = compiling.KERNELS[program.name].parameters
         addresses = [

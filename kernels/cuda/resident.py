@@ -32,12 +32,22 @@ from fastperm.kernels.cuda.layouts import LAYOUTS, TENSOR_LAYOUTS
 from fastperm.kernels.cuda.mean_squared_error import mean_of_sums
 from fastperm.kernels.cuda.offsets import on_device, sizes
 from fastperm.kernels.cuda.product import add_parts
-from fastperm.kernels.cuda.resident_gradient import self_gradient_of
+from fastperm.kernels.cuda.resident_gradient import NARROW, narrow_gradient_of, self_gradient_of
 from fastperm.kernels.cuda.resident_masks import masks_of
 from fastperm.kernels.cuda.resident_parameters import parameters_of
 from fastperm.kernels.cuda.resident_sums import sums_of
 from fastperm.kernels.cuda.strips import strips_of
-from fastperm.kernels.cuda.vectors import add1, cluster_barrier, cluster_rank, cluster_size, load1, relu, store1
+from fastperm.kernels.cuda.vectors import (
+    add1,
+    cluster_barrier,
+    cluster_rank,
+    cluster_size,
+    load1,
+    own_block,
+    own_thread,
+    relu,
+    store1,
+)
 
 # The sets are dealt out to so many blocks at most: two for each multiprocessor of a large card.
 BLOCKS = 3 if SIMULATED else 264
@@ -188,7 +198,20 @@ def _make(layout, training):
         layout, strips_here.first_feature, strips_here.word
     )
     self_gradient = self_gradient_of(layout, strips_here)
+    narrow_gradient, narrow_room = narrow_gradient_of(layout, strips_here)
     assert heaps == 1 or not wide
+
+    @device
+    def whereabouts():
+        """Return this thread and its warp and lane, its first element and column of a strip, and where its sums are.
+
+        They are worked out once for each layer: kept, with what follows from them, they would take registers from it.
+        """
+        thread = own_thread()
+        warp, lane = thread // warp_threads, thread % warp_threads
+        lane_row, lane_column = place_of_lane(lane)
+        own_row, own_column = first_row * lane_row, first_column * lane_column
+        return thread, warp, lane, own_row, own_column, free + (warp * thread_rows + lane_row) * sums_lead + own_column
 
     @device
     def begin_with_columns(b, sums):
@@ -245,37 +268,31 @@ def _make(layout, training):
         tiles = cuda.local.array(tile, np.float32) if wide else sums
         of_W = cuda.local.array(most_parameters, np.float32) if wide else sums
         of_g = cuda.local.array(most_rows, np.float32)
+        more_a = cuda.local.array(8, np.float32)
+        more_x = cuda.local.array(8, np.float32)
         bits = cuda.local.array(words, np.int32)
-        shown = cuda.local.array(1, np.int64)  # in which place is what this block shows next
+        shown = cuda.local.array(1, np.int32)  # in which place is what this block shows next
         zero, one = np.float32(0), np.float64(1)
 
         w = h + lines * stride
 
-        thread = cuda.threadIdx.x
         block = np.int64(cuda.blockIdx.x)
-        warp = thread // warp_threads
-        lane = thread % warp_threads
-        # Their elements and columns lie so that accesses of a strip hardly wait for bank conflicts.
-        lane_row, lane_column = place_of_lane(lane)
-        own_row, own_column = first_row * lane_row, first_column * lane_column
-        own_sums = free + (warp * thread_rows + lane_row) * sums_lead + own_column
-        share, j = thread // width, thread % width  # where threads share a matrix of the parameters
-        own_group = thread // group
         kept_start = block * kept_size
         means = kept_start + (depth - 1) * lines * stride
-        own_signs = block * depth * signs_size + thread
-        own_part = block * n_parameters
+        signs_start = block * depth * signs_size
 
         first_set, more, leads = block, np.int64(cuda.gridDim.x), True
         rank, team = np.int64(0), np.int64(1)
         if clustered:
-            shown[0] = 0
+            shown[0] = np.int32(0)
             rank, team = cluster_rank(), cluster_size()
             first_set, more, leads = block // team, more // team, rank == 0
         s = first_set
         while s < n_sets:
+            thread, warp, lane, own_row, own_column, own_sums = whereabouts()
             first = offsets[s]
-            count = offsets[s + 1] - first
+            whole = offsets[s + 1] - first
+            count = whole
             if clustered:  # strips of its own, or none
                 share_of_block = ((count + strip_rows - 1) // strip_rows + team - 1) // team * strip_rows
                 begin = min(rank * share_of_block, count)
@@ -296,9 +313,13 @@ def _make(layout, training):
                     value = weights[first + row] if weighted else np.float32(1)
                 store1(shared, w + row, value)
                 total += value
-                put_inputs(shared, h + row, stride, inner, x, (first + row) * K, K, row < count)
-            store1(shared, free + thread, total)
-            divisor = add_up(shared, free, thread, shown)
+                put_inputs(shared, h + row, stride, inner, x, (first + row) * K, K, row < count, a)
+            if weighted:
+                store1(shared, free + thread, total)
+                divisor = add_up(shared, free, thread, shown)
+            else:
+                divisor = np.float64(whole)
+                cuda.syncthreads()
             aggregate_divisor = divisor if mean_aggregate else one
             pool_divisor = divisor if mean_pool else one
 
@@ -307,8 +328,14 @@ def _make(layout, training):
                     column = own_column + i // U * far + i % U * near
                     total = zero
                     if column < K:
-                        for row in range(warp * thread_rows + lane_row, count, sums_rows):
-                            total += load1(shared, w + row) * x[(first + row) * K + column]
+                        for start in range(warp * thread_rows + own_row // first_row, count, 8 * sums_rows):
+                            for r in range(8):
+                                row = start + r * sums_rows
+                                a[r] = x[(first + row) * K + column] if row < count else zero
+                            for r in range(8):
+                                row = start + r * sums_rows
+                                if row < count:
+                                    total += load1(shared, w + row) * a[r]
                     store1(shared, own_sums + i // U * far + i % U * near, total)
             else:
                 clear_own_sums(shared, own_sums)
@@ -329,6 +356,7 @@ def _make(layout, training):
 
             place = np.int64(0)  # of the parameters of a layer
             for layer in range(depth):
+                thread, warp, lane, own_row, own_column, own_sums = whereabouts()
                 K = widths[layer]
                 N = widths[layer + 1]
                 inner = lines_of(K)
@@ -361,10 +389,11 @@ def _make(layout, training):
                         if training and not last:
                             put_strip(kept, kept_layer + own_column * stride + row, stride, sums)
                         if training:
-                            put_signs(signs, own_signs + layer * signs_size + turn * words * threads, sums)
+                            put_signs(signs, signs_start + thread + layer * signs_size + turn * words * threads, sums)
                 column_sums(shared, free, pool_divisor if last else aggregate_divisor, thread, m, shown)
                 place += 2 * K * N + N
 
+            thread, warp, lane, own_row, own_column, own_sums = whereabouts()
             K = widths[depth]
             N = widths[depth + 1]
             vector_product(shared, m, K, parameters, place, N, np.int64(1), N, place + K * N, free, thread, c, of_W)
@@ -384,6 +413,8 @@ def _make(layout, training):
                     for i in range(N):
                         loss += np.float64(load1(shared, c + i)) * np.float64(load1(shared, c + i))
                     losses[s] = loss
+                own_part = np.int64(own_block()) * n_parameters
+                share, j = thread // width, thread % width
                 if j < N:
                     for k in range(share, K, shares):
                         product = load1(shared, m + k) * load1(shared, dy + j)
@@ -396,6 +427,7 @@ def _make(layout, training):
                 )
 
                 # g of the last layer, in place of h.
+                thread, warp, lane, own_row, own_column, own_sums = whereabouts()
                 scale = np.float32(one / pool_divisor)
                 clear_own_sums(shared, own_sums)
                 for turn in range(turns):
@@ -407,7 +439,9 @@ def _make(layout, training):
                         for r in range(8):
                             a[r] *= scale
                         begin_with_outer_product(a, b, sums)
-                        hold_signs(signs, own_signs + (depth - 1) * signs_size + turn * words * threads, bits)
+                        hold_signs(
+                            signs, signs_start + thread + (depth - 1) * signs_size + turn * words * threads, bits
+                        )
                         mask_sums(bits, sums)
                         for r in range(8):
                             a[r] = np.float32(1)
@@ -417,6 +451,7 @@ def _make(layout, training):
 
                 scale = np.float32(one / aggregate_divisor)
                 for back in range(depth):
+                    thread, warp, lane, own_row, own_column, own_sums = whereabouts()
                     layer = depth - 1 - back
                     K = widths[layer]
                     N = widths[layer + 1]
@@ -424,20 +459,31 @@ def _make(layout, training):
                     kept_layer = kept_start + (layer - 1) * lines * stride
                     if thread < width:
                         store1(shared, m + thread, kept[means + layer * width + thread])
+                    own_part = np.int64(own_block()) * n_parameters
                     if thread < N:
                         of_set = load1(shared, G + thread) if leads else zero
                         _put(parts, own_part + place + 2 * K * N + thread, of_set, fresh)
 
-                    self_gradient(
-                        shared, x, kept, first * K, kept_layer, layer == 0, K, stride, count, padded,
-                        own_group, thread, tiles, of_g, a,
-                    )  # fmt: skip
+                    is_narrow = layer == 0 and K <= NARROW and 2 * stride <= narrow_room
+                    if is_narrow:
+                        narrow_gradient(
+                            shared, x, first * K, K, stride, count, padded, thread, sums, a, more_a, next_a, more_x
+                        )  # fmt: skip
+                    else:
+                        self_gradient(
+                            shared, x, kept, first * K, kept_layer, layer == 0, K, stride, count, padded,
+                            thread // group, thread, tiles, of_g, a,
+                        )  # fmt: skip
+                    thread, warp, lane, own_row, own_column, own_sums = whereabouts()
+                    own_part = np.int64(own_block()) * n_parameters
+                    share, j = thread // width, thread % width
                     if j < N:
                         for k in range(share, K, shares):
                             at = own_part + place + k * N + j
-                            total = zero
-                            for i in range(heaps):
-                                total += load1(shared, stages + i * heap + k * tile_lead + j)
+                            total = load1(shared, stages + k * tile_lead + j)
+                            if not is_narrow:
+                                for i in range(1, heaps):
+                                    total += load1(shared, stages + i * heap + k * tile_lead + j)
                             _put(parts, at, total, fresh)
                             product = load1(shared, m + k) * load1(shared, G + j)
                             _put(parts, at + K * N, product if leads else zero, fresh)
@@ -467,7 +513,11 @@ def _make(layout, training):
                             strip = turn * warps + warp
                             row = strip * strip_rows + own_row
                             if strip < strips:
-                                hold_signs(signs, own_signs + (layer - 1) * signs_size + turn * words * threads, bits)
+                                hold_signs(
+                                    signs,
+                                    signs_start + thread + (layer - 1) * signs_size + turn * words * threads,
+                                    bits,
+                                )
                                 hold_rows(shared, w + row, a)
                                 hold_columns(shared, dm + own_column, b)
                                 for r in range(8):

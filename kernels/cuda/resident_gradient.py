@@ -2,12 +2,17 @@
 
 g lies on chip, and h comes once more from global memory, in stages, one of which is on its way while the other is
 multiplied. Groups of threads share the elements, and each has a tile of dW_self; these are added up in shared memory.
+
+A set of a few features, x, is no matrix worth of stages: two of its features at a time, each thread adds up its own
+elements and columns of g, as for the sum of g alone.
 """
 
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import device
-from fastperm.kernels.cuda.vectors import block_barrier, copy4, end_copies, wait_for_copies_but_one
+from fastperm.kernels.cuda.vectors import block_barrier, copy4, end_copies, load1, store1, wait_for_copies_but_one
+
+NARROW = 4  # the most features of an x that has no stages
 
 
 def self_gradient_of(layout, strips):
@@ -16,9 +21,10 @@ def self_gradient_of(layout, strips):
     stage, stage_lead, stage_size, fours = layout.stage, layout.stage_lead, layout.stage_size, layout.stage // 4
     groups, heaps, heap, group_rows = layout.groups, layout.heaps, width * layout.tile_lead, stage // layout.groups
     stages, h = layout.places.stages, layout.places.h
+    lines, lines_at_once = layout.lines, threads // fours
     lines_of, put_inputs = strips.lines_of, strips.put_inputs
     add_to_tiles, put_tiles = strips.add_to_tiles, strips.put_tiles
-    assert threads % fours == threads % width == stage % layout.strip == 0
+    assert threads % fours == threads % width == stage % layout.strip == lines % lines_at_once == 0
 
     @device
     def lines_of_stage(K):
@@ -27,7 +33,7 @@ def self_gradient_of(layout, strips):
 
     @device
     def fetch_stage(
-        shared, room, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start, thread
+        shared, room, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start, thread, of_h
     ):  # fmt: skip
         """Begin to copy a stage of h, if there is one."""
         if start < padded:
@@ -35,13 +41,17 @@ def self_gradient_of(layout, strips):
                 for row in range(thread, min(np.int64(stage), padded - start), threads):
                     element = start + row
                     put_inputs(
-                        shared, room + row, stage_lead, lines_of_stage(K), x, x_start + element * K, K, element < count
-                    )
+                        shared, room + row, stage_lead, lines_of_stage(K), x, x_start + element * K, K, element < count,
+                        of_h,
+                    )  # fmt: skip
             else:
-                row = thread % fours * 4
+                row, line, count_of_lines = thread % fours * 4, thread // fours, lines_of_stage(K)
+                target, source = room + line * stage_lead + row, kept_layer + line * stride + start + row
                 if start + row < padded:
-                    for line in range(thread // fours, lines_of_stage(K), threads // fours):
-                        copy4(shared, room + line * stage_lead + row, kept, kept_layer + line * stride + start + row)
+                    for i in range(lines // lines_at_once):  # written out, with one addition for each
+                        if line + i * lines_at_once < count_of_lines:
+                            copy4(shared, target + i * lines_at_once * stage_lead, kept, source)
+                        source += lines_at_once * stride
         end_copies()
 
     @device
@@ -53,12 +63,13 @@ def self_gradient_of(layout, strips):
             tiles[i] = np.float32(0)
         # One stage is on its way while the other is multiplied.
         start, room = np.int64(0), np.int64(stages)
-        fetch_stage(shared, room, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start, thread)
+        fetch_stage(shared, room, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start, thread, of_h)
         while start < padded:
             other = stages + stages + stage_size - room
             fetch_stage(
-                shared, other, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start + stage, thread
-            )
+                shared, other, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, start + stage, thread,
+                of_h,
+            )  # fmt: skip
             wait_for_copies_but_one()
             block_barrier()
             first = start + own_group * group_rows
@@ -76,3 +87,78 @@ def self_gradient_of(layout, strips):
         block_barrier()
 
     return self_gradient
+
+
+def narrow_gradient_of(layout, strips):
+    """Return the function of a layout for narrow first layers, and how many floats two features of x may take."""
+    width, threads, held_columns, warps = layout.width, layout.threads, layout.held_columns, layout.warps
+    strip_rows, shares, tile_lead, stages = (
+        layout.strip,
+        layout.threads // layout.width,
+        layout.tile_lead,
+        layout.places.stages,
+    )
+    sums_rows, sums_lead, sums_size = layout.sums_rows, layout.sums_lead, layout.sums_rows * layout.sums_lead
+    U, near, far = layout.columns_near
+    room, end = stages + NARROW * tile_lead, layout.places.work + layout.work
+    parts, h = room + 2 * sums_size, layout.places.h
+    alone, hold_rows, hold_two, place_of_lane = strips.alone, strips.hold_rows, strips.hold_two, strips.place_of_lane
+    layout_rows, warp_threads = layout.rows, layout.rows * layout.columns
+    first_row, first_column = layout.rows_at_once, 1 if layout.tensor_cores else 4
+    assert parts + 2 * threads <= end
+
+    @device
+    def narrow_gradient(
+        shared, x, x_start, K, stride, count, padded, thread, sums, a, b, x_own, x_other
+    ):  # fmt: skip
+        """Leave x gᵀ, (K, width), in the room of the stages."""
+        # As in `resident`, which has no register to spare for these meanwhile.
+        warp, (lane_row, lane_column) = thread // warp_threads, place_of_lane(thread % warp_threads)
+        own_row, own_column = first_row * lane_row, first_column * lane_column
+        column, share, zero = thread % width, thread // width, np.float32(0)
+        for k in range(0, K, 2):
+            two = k + 1 < K
+            for row in range(thread, padded, threads):
+                own, other = zero, zero
+                if row < count:
+                    own = x[x_start + row * K + k]
+                    other = x[x_start + row * K + k + 1] if two else zero
+                store1(shared, room + row, alone(own))
+                store1(shared, room + stride + row, alone(other))
+            block_barrier()
+            for i in range(2 * held_columns):
+                sums[i] = zero
+            for strip in range(warp, padded // strip_rows, warps):
+                row = strip * strip_rows + own_row
+                hold_rows(shared, room + row, x_own)
+                hold_rows(shared, room + stride + row, x_other)
+                for i in range(0, held_columns, 2):
+                    hold_two(shared, h + row, stride, own_column, i, a, b)
+                    for r in range(8):
+                        sums[i] += x_own[r] * a[r]
+                        sums[i + 1] += x_own[r] * b[r]
+                        sums[held_columns + i] += x_other[r] * a[r]
+                        sums[held_columns + i + 1] += x_other[r] * b[r]
+            block_barrier()  # x is not read any more
+            for i in range(held_columns):
+                at = room + (warp * layout_rows + lane_row) * sums_lead + own_column + i // U * far + i % U * near
+                store1(shared, at, sums[i])
+                store1(shared, at + sums_size, sums[held_columns + i])
+            block_barrier()
+            own, other = zero, zero
+            for i in range(share, sums_rows, shares):
+                own += load1(shared, room + i * sums_lead + column)
+                other += load1(shared, room + sums_size + i * sums_lead + column)
+            store1(shared, parts + thread, own)
+            store1(shared, parts + threads + thread, other)
+            block_barrier()
+            if thread < width:
+                own, other = zero, zero
+                for i in range(shares):
+                    own += load1(shared, parts + i * width + thread)
+                    other += load1(shared, parts + threads + i * width + thread)
+                store1(shared, stages + k * tile_lead + thread, own)
+                store1(shared, stages + (k + 1) * tile_lead + thread, other)
+            block_barrier()
+
+    return narrow_gradient, end - room

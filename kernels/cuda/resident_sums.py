@@ -59,7 +59,7 @@ def sums_of(layout):
         """Show the other blocks of the cluster so many numbers, one of each thread; return where all have theirs."""
         # Two places take turns: a block may go on while others still read what it has shown.
         place = exchanged + shown[0] * width
-        shown[0] = np.int64(1) - shown[0]
+        shown[0] = np.int32(1) - shown[0]
         if thread < count:
             store1(shared, place + thread, np.float32(own))
         cluster_barrier()

@@ -20,10 +20,12 @@ class Strips(NamedTuple):
     place_of_lane: Callable  # (lane): row and column of a thread in the grid of its warp
     first_feature: Callable  # (line): the first feature that a line has; the other one, if there is one, is 8 later
     word: Callable  # (own, other): what stands for the numbers of these features in one place
+    alone: Callable  # (x): a number as it is multiplied, not in a word
     lines_of: Callable
     put_inputs: Callable
     hold_rows: Callable
     hold_columns: Callable
+    hold_two: Callable  # (shared, place, stride, own_column, i, own, other): rows of columns i and i + 1 of a thread
     put_strip: Callable
     multiply_strip: Callable
     add_to_tiles: Callable
@@ -48,18 +50,21 @@ def _lines_of(layout):
 
 
 def _put_inputs_of(pack, first_feature, word):
-    """Return the function that writes x to shared memory."""
+    """Return the function that writes x to shared memory; it takes eight registers."""
+    at_once = 4
 
     @device
-    def put_inputs(shared, place, apart, count, x, start, K, there):
+    def put_inputs(shared, place, apart, count, x, start, K, there, held):
         """Write the features of an element of x, or zeros, to a place in so many lines."""
-        for line in range(count):
-            k = first_feature(line)
-            own = x[start + k] if there and k < K else np.float32(0)
-            other = np.float32(0)
-            if pack > 1:
-                other = x[start + k + 8] if there and k + 8 < K else np.float32(0)
-            store1(shared, place + line * apart, word(own, other))
+        for first in range(0, count, at_once):  # several are fetched before the first is written
+            for i in range(at_once):
+                k = first_feature(first + i)
+                held[pack * i] = x[start + k] if there and k < K else np.float32(0)
+                if pack > 1:
+                    held[pack * i + 1] = x[start + k + 8] if there and k + 8 < K else np.float32(0)
+            for i in range(at_once):
+                if first + i < count:
+                    store1(shared, place + (first + i) * apart, word(held[pack * i], held[pack * i + pack - 1]))
 
     return put_inputs
 
@@ -88,6 +93,16 @@ def _strips_of_multiply_adds(layout):
     @device
     def word(own, other):
         return own
+
+    @device
+    def alone(x):
+        return x
+
+    @device
+    def hold_two(shared, place, stride, own_column, i, own, other):
+        line = own_column + i // 4 * part_columns + i % 4
+        hold_rows(shared, place + line * stride, own)
+        hold_rows(shared, place + (line + 1) * stride, other)
 
     @device
     def put_strip(array, start, stride, sums):
@@ -183,8 +198,8 @@ def _strips_of_multiply_adds(layout):
                 store1(shared, at, value + load1(shared, at) if adding else value)
 
     return Strips(
-        *(place_of_lane, first_feature, word, _lines_of(layout), _put_inputs_of(pack, first_feature, word)),
-        *(hold_rows, hold_columns, put_strip, multiply_strip, add_to_tiles, put_tiles),
+        *(place_of_lane, first_feature, word, alone, _lines_of(layout), _put_inputs_of(pack, first_feature, word)),
+        *(hold_rows, hold_columns, hold_two, put_strip, multiply_strip, add_to_tiles, put_tiles),
     )
 
 
@@ -235,6 +250,16 @@ def _strips_of_tensor_cores(layout):
             return rounded(own)
 
         @device
+        def alone(x):
+            return rounded(x)
+
+        @device
+        def hold_two(shared, place, stride, own_column, i, own, other):
+            line = own_column + i // 2 * 16
+            hold_rows(shared, place + line * stride, own)
+            hold_rows(shared, place + (line + 8) * stride, other)
+
+        @device
         def put_pairs(array, place, stride, own, own_next, other, other_next):
             """Write two elements of two features, which are 8 apart, rounded."""
             store2(array, place, number_rounded(own), number_rounded(own_next))
@@ -256,6 +281,17 @@ def _strips_of_tensor_cores(layout):
         @device
         def word(own, other):
             return rounded(own, other)
+
+        @device
+        def alone(x):
+            return low_halves(np.float32(0), rounded(x, np.float32(0)))
+
+        @device
+        def hold_two(shared, place, stride, own_column, i, own, other):
+            hold_rows(shared, place + (own_column + i // 2 * 8) * stride, own)
+            for r in range(8):
+                other[r] = high_halves(np.float32(0), own[r])
+                own[r] = low_halves(np.float32(0), own[r])
 
         @device
         def put_pairs(array, place, stride, own, own_next, other, other_next):
@@ -339,8 +375,9 @@ def _strips_of_tensor_cores(layout):
     def put_two(shared, at, first, second, adding):
         # As a loop over both pairs of a fragment, this made NVIDIA's compiler for sm_100 crash at width 32.
         if adding:
-            first += load1(shared, at)
-            second += load1(shared, at + 1)
+            there, next_there = load2(shared, at)
+            first += there
+            second += next_there
         store2(shared, at, first, second)
 
     @device
@@ -355,6 +392,6 @@ def _strips_of_tensor_cores(layout):
                 put_two(shared, at + 8 * tile_lead, tiles[r + 1], tiles[r + 1 + held_columns], adding)
 
     return Strips(
-        *(place_of_lane, first_feature, word, _lines_of(layout), _put_inputs_of(pack, first_feature, word)),
-        *(hold_rows, hold_columns, put_strip, multiply_strip, add_to_tiles, put_tiles),
+        *(place_of_lane, first_feature, word, alone, _lines_of(layout), _put_inputs_of(pack, first_feature, word)),
+        *(hold_rows, hold_columns, hold_two, put_strip, multiply_strip, add_to_tiles, put_tiles),
     )

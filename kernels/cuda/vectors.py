@@ -67,6 +67,16 @@ if SIMULATED or cuda is None:
         """Wait for all threads of the block, and see what they wrote; for modules that have no kernel."""
         _cuda_of_kernel().syncthreads()
 
+    @device
+    def own_thread():
+        """Return which thread of its block this is, read anew: what follows from it need not be kept until here."""
+        return _cuda_of_kernel().threadIdx.x
+
+    @device
+    def own_block():
+        """Return which block this is, read anew."""
+        return _cuda_of_kernel().blockIdx.x
+
     # Numba's simulator runs one block at a time, which is a cluster by itself; that of the tests replaces these.
 
     @device
@@ -300,9 +310,9 @@ else:
         """Wait until all groups of copies but the last one have arrived."""
         return types.void(), lambda _, builder, *__: _then_nothing(builder, "cp.async.wait_group 1;")
 
-    def _register(name):
-        """Return signature and code of a special register of a cluster, of 32 bits, as int64."""
-        read = ir.InlineAsm(ir.FunctionType(_INT, []), f"mov.u32 $0, %{name};", "=r")
+    def _register(name, *, anew=False):
+        """Return signature and code of a special register of 32 bits, as int64."""
+        read = ir.InlineAsm(ir.FunctionType(_INT, []), f"mov.u32 $0, %{name};", "=r", side_effect=anew)
 
         def generate(context, builder, signature, arguments):
             return builder.zext(builder.call(read, []), ir.IntType(64))
@@ -313,6 +323,16 @@ else:
     def block_barrier():
         """Wait for all threads of the block, and see what they wrote; for modules that have no kernel."""
         cuda.syncthreads()
+
+    @intrinsic
+    def own_thread(typing_context):
+        """Return which thread of its block this is, read anew: what follows from it need not be kept until here."""
+        return _register("tid.x", anew=True)
+
+    @intrinsic
+    def own_block(typing_context):
+        """Return which block this is, read anew."""
+        return _register("ctaid.x", anew=True)
 
     @intrinsic
     def cluster_size(typing_context):
