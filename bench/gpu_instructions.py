@@ -77,7 +77,8 @@ def main(arguments=None):
     )[:parts]
     print(" | ".join(["kernel", "all", *kinds]))
     for name, own in rows:
-        print(" | ".join([name, *(f"{number:,}" for number in (own.total(), *(own[kind] for kind in kinds)))]))
+        every = own.total() - own[BARRIERS]  # which are no instructions of another kind
+        print(" | ".join([name, *(f"{number:,}" for number in (every, *(own[kind] for kind in kinds)))]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
 import blocks
 import gpu
+import gpu_instructions
 import results
 from contenders import OURS_ON_GPU, Case
 from gpu_worker import GpuWorker
@@ -170,3 +172,39 @@ print(gpu_small.run())
 
 def test_without_a_result_the_table_says_so():
     assert blocks.gpu({"networks": {}}) == "No results of a GPU are there yet: not measured."
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("fma.rn.f32", "multiply-adds"),
+        ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "tensor cores"),
+        ("ld.shared.v4.f32", "shared"),
+        ("cp.async.cg.shared.global", "shared"),
+        ("ld.global.u64", "global"),
+        ("mad.lo.s64", "64-bit integers"),
+        ("fma.rn.f64", "float64"),
+        ("ld.param.u64", "moves"),
+        ("setp.gt.s32", "others"),
+    ],
+)
+def test_instructions_are_of_a_kind(code, kind):
+    assert gpu_instructions.kind_of(code) == kind
+
+
+def test_instructions_are_counted_by_kernel_and_by_part(monkeypatch, capsys):
+    parts = {3: Counter({"shared": 2000, "barriers": 8}), 4: Counter({"moves": 5})}
+    monkeypatch.setattr(gpu_instructions, "count", lambda **settings: {f"step_{settings['width']}": parts})
+    gpu_instructions.main(["--width", "32", "--parts", "1"])
+    head, *rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [dict(zip(head, row, strict=True)) for row in rows] == [
+        {
+            **dict.fromkeys(head, "0"),
+            "kernel": "step_32",
+            "all": "2,005",
+            "shared": "2,000",
+            "moves": "5",
+            "barriers": "8",
+        },
+        {**dict.fromkeys(head, "0"), "kernel": "step_32, part 3", "all": "2,000", "shared": "2,000", "barriers": "8"},
+    ]

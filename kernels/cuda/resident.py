@@ -205,7 +205,7 @@ def _make(layout, training):
     def whereabouts():
         """Return this thread and its warp and lane, its first element and column of a strip, and where its sums are.
 
-        They are worked out once for each layer: kept, with what follows from them, they would take registers from it.
+        They are worked out once more for the way back: kept until then, with what follows from them, they were spilled.
         """
         thread = own_thread()
         warp, lane = thread // warp_threads, thread % warp_threads
@@ -356,7 +356,6 @@ def _make(layout, training):
 
             place = np.int64(0)  # of the parameters of a layer
             for layer in range(depth):
-                thread, warp, lane, own_row, own_column, own_sums = whereabouts()
                 K = widths[layer]
                 N = widths[layer + 1]
                 inner = lines_of(K)
@@ -393,7 +392,6 @@ def _make(layout, training):
                 column_sums(shared, free, pool_divisor if last else aggregate_divisor, thread, m, shown)
                 place += 2 * K * N + N
 
-            thread, warp, lane, own_row, own_column, own_sums = whereabouts()
             K = widths[depth]
             N = widths[depth + 1]
             vector_product(shared, m, K, parameters, place, N, np.int64(1), N, place + K * N, free, thread, c, of_W)
@@ -451,7 +449,6 @@ def _make(layout, training):
 
                 scale = np.float32(one / aggregate_divisor)
                 for back in range(depth):
-                    thread, warp, lane, own_row, own_column, own_sums = whereabouts()
                     layer = depth - 1 - back
                     K = widths[layer]
                     N = widths[layer + 1]
@@ -474,7 +471,6 @@ def _make(layout, training):
                             shared, x, kept, first * K, kept_layer, layer == 0, K, stride, count, padded,
                             thread // group, thread, tiles, of_g, a,
                         )  # fmt: skip
-                    thread, warp, lane, own_row, own_column, own_sums = whereabouts()
                     own_part = np.int64(own_block()) * n_parameters
                     share, j = thread // width, thread % width
                     if j < N:
