@@ -23,13 +23,13 @@ import ptx
 import fastperm
 
 KINDS = (
+    ("moves", r"mov|cvta|ld\.param"),  # of which a GPU does few
     ("multiply-adds", r"fma\.rn\.f32"),
     ("tensor cores", r"mma\."),
     ("shared", r"(ld|st)\.shared|cp\.async\.cg"),
     ("global", r"(ld|st)\.global"),
     ("64-bit integers", r".*\.[sub]64$"),
     ("float64", r".*f64"),
-    ("moves", r"mov|cvta|ld\.param"),  # of which a GPU does few
 )
 OTHER, BARRIERS = "others", "barriers"
 
