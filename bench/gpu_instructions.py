@@ -5,7 +5,8 @@
     python bench/gpu_instructions.py --parts 12             # and where in the kernels most of them are
 
 The kernels run as PTX, on NumPy (`tests/numpy_gpu.py`). What ptxas makes of it differs, above all in addresses: 64-bit
-sums of shared addresses become one instruction of 32 bits, or none. Time is not counted: that a GPU only says.
+sums of shared addresses become one instruction of 32 bits, or none. Not counted are branches, waits for a warp or a
+cluster, and time: that a GPU only says.
 """
 
 import argparse
@@ -35,7 +36,7 @@ OTHER, BARRIERS = "others", "barriers"
 
 
 def count(elements=512, depth=4, width=64, precision="float32", *, predict=False):
-    """Return the programs by name and, for each, Counters of its instructions by part: {name: {part: Counter}}."""
+    """Return how many instructions of each kind warps did: {name of a kernel: {number of a part of it: Counter}}."""
     device = numpy_gpu.install()
     net = fastperm.DeepSet(2, width, depth, width, backend="cuda", precision=precision, seed=0)
     generator = np.random.default_rng(0)
@@ -77,7 +78,7 @@ def main(arguments=None):
     )[:parts]
     print(" | ".join(["kernel", "all", *kinds]))
     for name, own in rows:
-        every = own.total() - own[BARRIERS]  # which are no instructions of another kind
+        every = own.total() - own[BARRIERS]
         print(" | ".join([name, *(f"{number:,}" for number in (every, *(own[kind] for kind in kinds)))]))
 
 

@@ -10,7 +10,7 @@ from fastperm import backend
 BACKENDS = ("reference", "cpu")
 
 # Where cuda kernels run on a GPU of NumPy (`numpy_gpu.py`), sizes are those of a card, but for what only takes long.
-ON_NUMPY_GPU = bool(os.environ.get("FASTPERM_NUMPY_GPU"))
+ON_NUMPY_GPU = os.environ.get("FASTPERM_NUMPY_GPU", "0") != "0"
 
 # (elements per set, K_in, K_out): a single element, one set, edges of every tile (columns, rows, vectors), ragged.
 SHAPES = (
@@ -27,9 +27,9 @@ SHAPES = (
 LARGE_COUNTS = ((2500,), (5, 2048, 1, 30, 1700, 12), (3, 1025))
 
 
-def many(count):
-    """Return how many sets there are, or steps, where there should be many: of a card, so many."""
-    return min(count, 4) if ON_NUMPY_GPU else count
+def many(count, least=4):
+    """Return a count of sets or steps that a card has no trouble with; on NumPy at most the least that will do."""
+    return min(count, least) if ON_NUMPY_GPU else count
 
 
 def brief(value):

@@ -1,9 +1,9 @@
 """The cuda kernels as tests call them, in Numba's simulator or on a GPU; and Numba's compiler without pauses."""
 
 import gc
-import os
 import sys
 
+import cases
 import fake_cupy
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from numba.core import event
 from fastperm import backend
 from fastperm.kernels.arrays import on_host
 
-if os.environ.get("FASTPERM_NUMPY_GPU"):  # `make ptx-test`
+if cases.ON_NUMPY_GPU:  # `make ptx-test`
     import numpy_gpu
 
     numpy_gpu.install()

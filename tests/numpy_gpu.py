@@ -1,7 +1,8 @@
 """A GPU of NumPy: memory, threads that wait for each other, and launches of kernels that `ptx.py` has read.
 
 It is stricter than a GPU. An access beyond an array, to a place that is not aligned, or to one of shared memory that
-another thread reads or writes and has not been waited for, is an error; what a copy has not brought is NaN.
+another thread has written, or writes after it was read, without a barrier between, is an error; what a copy has not yet
+brought is NaN. Not seen are races in global memory, and accesses to other parts of the same allocation.
 """
 
 import ctypes
@@ -21,6 +22,7 @@ from fastperm import gpu
 from fastperm.kernels.cuda import compiling, resident
 
 TOGETHER = 2048  # threads that are computed at once, if a launch has so many
+MOST_SHARED = 232448  # bytes of a block
 BLOCKS = 3  # that a launch of whole networks has at most: so there are more sets
 RUNS = 0
 WAITS = ptx.FOR_WARP, ptx.FOR_BLOCK, ptx.FOR_CLUSTER
@@ -219,6 +221,13 @@ class Shared:
         self._races = Races(blocks, threads, size, cluster)
         self._groups = np.zeros(self.threads, np.int64)  # of copies that a thread has begun
         self._copies = []
+        self._seen_after = np.full(blocks, -1)  # how often a cluster had waited when another read a block's memory
+
+    def end(self, lanes):
+        """Let these threads end; of their blocks none may still be read by others."""
+        for lane in lanes[:: ptx.WARP]:
+            if self._seen_after[self._block[lane]] == self._races.waited(lane):
+                raise GpuError("a block ends while others of its cluster may still read its shared memory")
 
     def load(self, M, addresses, targets):
         """Load numbers side by side into registers."""
@@ -242,8 +251,9 @@ class Shared:
         """Begin to copy 16 bytes, of which so many are read, and the others zero; NaN is there meanwhile."""
         lanes, places = self._found(M, addresses, 16)
         copied = np.zeros((self.threads, 4), np.uint32)
-        there = np.zeros(self.threads, bool)
-        there[lanes] = _own(read, lanes) == 16
+        there, read = np.zeros(self.threads, bool), np.broadcast_to(_own(read, lanes), len(lanes))
+        assert np.isin(read, (0, 16)).all()
+        there[lanes] = read == 16
         if there.any():
             memory.load(there, sources, tuple(copied.T))
         self._write(lanes, places, np.uint32(0xFFFFFFFF))
@@ -282,6 +292,9 @@ class Shared:
             raise GpuError(
                 f"an access to {size} bytes at {place}, beyond the shared memory of a block, or at no multiple"
             )
+        owners = places // self._size
+        if (remote := owners != self._block[lanes]).any():
+            self._seen_after[owners[remote]] = self._races.waited(lanes[0])
         return lanes, places
 
 
@@ -320,24 +333,27 @@ class Races:
 
     def read(self, lanes, places, size):
         """Let threads read so many bytes each."""
-        self._touch(False, lanes, places, size)
+        self._note(False, lanes, places, size)
 
     def write(self, lanes, places, size):
         """Let threads write so many bytes each."""
-        self._touch(True, lanes, places, size)
+        self._note(True, lanes, places, size)
 
-    def _touch(self, writes, lanes, places, size):
+    def waited(self, lane):
+        """Return how often the cluster of a thread has waited."""
+        return self._waits[-1, lane]
+
+    def _note(self, writes, lanes, places, size):
         words = self._writer, self._written_after, self._reader, self._read_after, self._beside
-        word, lane, other, did = _touch(writes, lanes, places // 4, -(-size // 4), self._groups, self._waits, *words)
+        word, lane, other, did = _noted(writes, lanes, places // 4, -(-size // 4), self._groups, self._waits, *words)
         if word >= 0:
             now, before = ("writes" if wrote else "reads" for wrote in (writes, did))
-            raise GpuError(
-                f"thread {lane} {now} what thread {other} {before}, word {word}, and nobody has waited between"
-            )
+            beside = "" if did else ", or one beside it,"
+            raise GpuError(f"thread {lane} {now} what thread {other}{beside} {before}, word {word}; nobody has waited")
 
 
 @njit
-def _touch(writes, lanes, first_words, count, groups, waits, writer, written_after, reader, read_after, beside):
+def _noted(writes, lanes, first_words, count, groups, waits, writer, written_after, reader, read_after, beside):
     """Note accesses; of the first that is wrong, return the word, both threads, and whether the earlier one wrote."""
     for i in range(len(lanes)):
         lane = lanes[i]
@@ -459,11 +475,12 @@ class Blocks:
                     return
                 part = target if away.all() else part + 1
             else:
+                if end == ptx.END:
+                    self.shared.end(np.flatnonzero(M))
                 self._place[M], self._state[M] = target, end
                 return
-            if (
-                not everyone and (runs & ~M & (self._place <= part)).any()
-            ):  # others are behind, or have come here before
+            others = runs & ~M
+            if not everyone and (self._place[others] <= part).any():  # which are behind, or came here before
                 self._place[M] = part
                 return
 
@@ -517,7 +534,7 @@ class Gpu(fake_cupy.Cupy):
 
     @staticmethod
     def _device(_=0):
-        return SimpleNamespace(id=0, compute_capability="90", attributes={"MaxSharedMemoryPerBlockOptin": 232448})
+        return SimpleNamespace(id=0, compute_capability="90", attributes={"MaxSharedMemoryPerBlockOptin": MOST_SHARED})
 
     class RawModule:
         """A file of PTX."""
@@ -526,15 +543,17 @@ class Gpu(fake_cupy.Cupy):
             self._text = Path(path).read_text()
 
         def get_function(self, name):
-            return SimpleNamespace(kernel=SimpleNamespace(ptr=ptx.Program(self._text, name)))
+            return SimpleNamespace(kernel=SimpleNamespace(ptr=(self._text, name)))
 
     def _stream(self, *, non_blocking):
         return _Stream(self)
 
-    def _launch(self, program, blocks, _y, _z, threads, _ty, _tz, shared, stream, _, extra):
+    def _launch(self, text_and_name, blocks, _y, _z, threads, _ty, _tz, shared, stream, _, extra):
         marks = (ctypes.c_void_p * 5).from_address(extra)
         parameters = ctypes.string_at(marks[1], ctypes.c_size_t.from_address(marks[3]).value)
+        program = _program(*text_and_name)
         assert threads == program.threads
+        assert program.shared + shared <= MOST_SHARED
         launch = functools.partial(self._compute, program, blocks, shared, parameters)
         launch() if self._captured is None else self._captured.append(launch)
 
@@ -557,6 +576,11 @@ class Gpu(fake_cupy.Cupy):
                 self.launched.update(
                     {(program.name, part): int(visits) for part, visits in enumerate(some.visits) if visits}
                 )
+
+
+@functools.cache
+def _program(text, name):
+    return ptx.Program(text, name)
 
 
 class _Stream:

@@ -145,6 +145,11 @@ def _part(number, instructions, labels):
         *others, last = instructions
         target = labels[last.operands[0]]
         return Part(others, BRANCH if last.guard else JUMP, last.guard, target)
+    for instruction in instructions:
+        if instruction.code.startswith(("ret", *WAITS)):
+            assert instruction.guard is None, instruction.text
+            assert instruction.operands in ((), ("0",), ("-1",)), instruction.text  # all of the block, or of the warp
+    assert not any(instruction.code.startswith("barrier.cluster.arrive") for instruction in instructions[:-2])
     if code == "ret":
         return Part(instructions[:-1], END, None, -1)
     if code in WAITS:
@@ -231,9 +236,9 @@ class Translator:
         if operand in self.program.symbols:
             number = np.array(self.program.symbols[operand], dtype)
         elif operand[:2] == "0f":
-            number = np.array(int(operand[2:], 16), "u4").view("f4")
+            number = np.array(int(operand[2:], 16), "u4").view("f4" if dtype[0] == "f" else dtype)
         elif operand[:2] == "0d":
-            number = np.array(int(operand[2:], 16), "u8").view("f8")
+            number = np.array(int(operand[2:], 16), "u8").view("f8" if dtype[0] == "f" else dtype)
         else:
             number = np.array(int(operand.rstrip("U"), 0) & (1 << 64) - 1, "u8").astype(dtype)
         return self._number(number.astype(dtype)[()])
@@ -305,7 +310,8 @@ class Translator:
 
     def _cvt(self, code, target, *sources):
         *how, to, of = code.split(".")[1:]
-        if to == "bf16x2" or how[-1:] == ["bf16x2"]:
+        assert how in ([], ["rn"], ["rni"], ["rna"]), code
+        if to == "bf16x2":
             upper, lower = (self._value(source, "f4") for source in sources)
             return self._put(target, "u4", f"bf16({upper}) << 16 | bf16({lower})")
         if to == "tf32":
@@ -349,7 +355,7 @@ class Translator:
     def _prmt(self, code, target, a, b, which):
         assert code == "prmt.b32", code
         a, b = (f"asarray({self._value(operand, 'u4')}).astype('u8')" for operand in (a, b))
-        which = int(which.rstrip("U"), 16)
+        which = int(which.rstrip("U"), 0)
         chosen = [which >> 4 * i & 15 for i in range(4)]
         assert max(chosen) < 8, "signs are not spread"
         return [f"P = {b} << 32 | {a}", *self._put(
@@ -414,4 +420,4 @@ class Translator:
 
     def _barrier(self, code):
         assert code == "barrier.cluster.arrive.release", code
-        return []  # the wait comes next
+        return []  # the wait comes next, as `_part` has seen

@@ -40,7 +40,12 @@ SHAPES = (
     ((21,), 8, 33),
 )
 if not compiling.SIMULATED:
-    SHAPES += (((512,) * 4 + (37,), 64, 64), ((1000, 3, 77), 130, 33), ((5,) * many(300), 2, 200), ((5000,), 32, 16))
+    SHAPES += (
+        ((512,) * 4 + (37,), 64, 64),
+        ((1000, 3, 77), 130, 33),
+        ((5,) * many(300, 20), 2, 200),
+        ((5000,), 32, 16),
+    )
 ALL_SHAPES = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{len(s[0])}sets-{s[1]}to{s[2]}")
 
 
@@ -169,9 +174,9 @@ ANGULAR = (
 )
 if not compiling.SIMULATED:
     ANGULAR += (
-        ((512,) * many(4) + (37,), 64, 64, 8, "mean", "relu"),
+        ((512,) * 4 + (37,), 64, 64, 8, "mean", "relu"),
         ((1000, 3, 77), 130, 33, 5, "mean", "identity"),
-        ((5,) * many(300), 2, 200, 3, "sum", "relu"),
+        ((5,) * many(300, 20), 2, 200, 3, "sum", "relu"),
     )
 
 
@@ -305,7 +310,7 @@ def test_pooling(cuda, counts, pool, weighted):
 # (elements per set, K): one element, sets that end within a group of rows, of a few blocks, and of many parts.
 SCALED = (((1,), 1), ((7,), 3), ((1, 5, 2, 9), 1), ((3,) * 7, 2), ((4, 8, 1), 1), ((41, 1), 2))
 if not compiling.SIMULATED:
-    SCALED += (((512,) * 4 + (37,), 1), ((5,) * many(300), 3), ((100_000, 1, 5000), 2))
+    SCALED += (((512,) * 4 + (37,), 1), ((5,) * many(300, 20), 3), ((100_000, 1, 5000), 2))
 
 
 @pytest.mark.parametrize("positions", [True, False], ids=["positions", "values-alone"])
@@ -572,10 +577,13 @@ def smallest_input(x, offsets, weights, flat, widths, aggregate):
     return smallest
 
 
-# For every layout of `resident`: more sets than blocks, one element, ends within strips and stages, odd widths.
+# For every layout of `resident`: more sets than blocks, one element, ends within strips and stages, odd widths; first
+# layers of more features than `resident_gradient.NARROW`, of fewer, and of sets that are too large to be taken as such.
 RESIDENT = (
     (
         ((3, 4, 4, 2), (7, 1, 70, 16, 9)),
+        ((4, 4, 3, 2), (140, 3)),
+        ((5, 16, 11, 3), (3, 37)),
         ((1, 3, 1), (5,)),
         ((3, 5, 8, 7, 2), (1, 33, 6, 16, 2)),
         ((9, 8, 3, 8), (17, 40)),
@@ -584,6 +592,9 @@ RESIDENT = (
     if compiling.SIMULATED
     else (
         ((3, 16, 16, 2), (7, 1, 350, 64, 129)),
+        ((4, 16, 16, 2), (2500, 3)),
+        ((5, 16, 16, 2), (70, 3)),
+        ((4, 31, 17, 5), (33, 200)),
         ((1, 3, 1), (5,) * many(300)),
         ((2, 64, 64, 3), (1, 530)),
         ((3, 31, 17, 5), (1, 33, 600, 128)),
@@ -761,7 +772,7 @@ def test_tensor_cores_multiply_what_they_hold_exactly(cuda, precision, monkeypat
 
     generator = np.random.default_rng(SEED)
     for layout in layouts.TENSOR_LAYOUTS[precision]:
-        K, counts = layout.width, (32, 8) if compiling.SIMULATED else (256, 64, 512, 128)[: 2 if ON_NUMPY_GPU else 4]
+        K, counts = layout.width, (32, 8) if compiling.SIMULATED else (512, 64, 256, 128)[: 2 if ON_NUMPY_GPU else 4]
         widths = (K - 5, K, K - 3, K, 4)
         x = generator.integers(-2, 3, (sum(counts), K - 5)).astype(float)
         offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -793,6 +804,10 @@ def test_tensor_cores_multiply_what_they_hold_exactly(cuda, precision, monkeypat
         ("tf32", ALL, *RESIDENT[-2]),
         ("tf32", ALL, *RESIDENT[-1]),
         ("bfloat16", ALL, *RESIDENT[-2]),  # the last one: see below
+        ("tf32", ALL, (4, 16, 16, 2), (33, 8, 70)),
+        ("bfloat16", ALL, (3, 16, 16, 2), (33, 8, 70) if compiling.SIMULATED else (1500, 8)),
+        ("tf32", ALL, (4, 32, 31, 2), (33, 200)),
+        ("bfloat16", ALL, (4, 32, 31, 2), (33, 200)),
         *ON_CLUSTERS,
     ],
     ids=brief,

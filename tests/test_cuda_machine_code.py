@@ -73,21 +73,21 @@ BUDGETS = {
     "resident_forward_tf32_16": (128, 0, 0),
     "resident_forward_tf32_32": (128, 0, 0),
     "resident_forward_tf32_64": (128, 0, 0),
-    "resident_step_128_clusters": (255, 0, 16, 140),
+    "resident_step_128_clusters": (255, 0, 16, 160),
     "resident_step_16": (128, 0, 0),
     "resident_step_16_clusters": (128, 0, 0),
     "resident_step_32": (128, 0, 0),
     "resident_step_32_clusters": (128, 0, 0),
-    "resident_step_64": (128, 0, 40, 110),
-    "resident_step_64_clusters": (128, 0, 128, 590),
-    "resident_step_bf16_128_clusters": (255, 0, 32, 200),
+    "resident_step_64": (128, 0, 56, 160),
+    "resident_step_64_clusters": (128, 0, 104, 430),
+    "resident_step_bf16_128_clusters": (255, 0, 24, 180),
     "resident_step_bf16_16": (128, 0, 0),
     "resident_step_bf16_32": (128, 0, 0),
-    "resident_step_bf16_64": (128, 0, 40, 80),
+    "resident_step_bf16_64": (128, 0, 72, 180),
     "resident_step_tf32_128_clusters": (255, 0, 0),
     "resident_step_tf32_16": (128, 0, 0),
     "resident_step_tf32_32": (128, 0, 0),
-    "resident_step_tf32_64": (128, 0, 32, 80),
+    "resident_step_tf32_64": (128, 0, 56, 150),
     "round_to_bf16": (24, 0, 0),
     "row_scales": (24, 0, 0),
     "scale_partials": (56, 4096, 0),
@@ -146,8 +146,10 @@ def everything_about(names, folder):
         kernel = compiling.KERNELS[name]
         architectures = [own for own in compiling.ARCHITECTURES if kernel.runs_on(own)]
         gc.disable()  # while a kernel is compiled there is little to find, and looking takes an eighth of the time
-        compiling._fill(name, architectures)
-        gc.enable()
+        try:
+            compiling._fill(name, architectures)
+        finally:
+            gc.enable()
         for architecture in architectures:
             texts.setdefault(architecture, {})[name] = compiling._ptx(name, architecture).read_text()
     for architecture, of_kernels in texts.items():

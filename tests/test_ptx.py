@@ -11,7 +11,7 @@ import pytest
 
 WARPS = 2
 REGISTERS = ".reg .pred %p<9>; .reg .b32 %r<99>; .reg .b32 %f<99>; .reg .b64 %rd<99>;"
-# Where this thread's number is: %rd2 in the array, %rd4 in shared memory; %r1 is its number, %rd3 of its warp's other.
+# Where this thread's number is: %rd2 in the array, %rd4 in shared memory; %r1 is the thread.
 BEGIN = """
     ld.param.u64 %rd1, [k_param_0];
     mov.u32 %r1, %tid.x;
@@ -99,9 +99,9 @@ FOR_BLOCK, FOR_WARP, FOR_CLUSTER = (
         ("", FOR_BLOCK, 32, r"thread 0 reads what thread 32 writes"),
         ("", FOR_BLOCK, 5, r"thread 0 reads what thread 5 writes"),
         (FOR_WARP, FOR_BLOCK, 32, r"thread 0 reads what thread 32 writes"),
-        (FOR_BLOCK, "", 32, r"thread 0 writes what thread 32 reads"),
-        (FOR_BLOCK, FOR_WARP, 32, r"thread 0 writes what thread 32 reads"),
-        (FOR_BLOCK, "", 5, r"thread 0 writes what thread 5 reads"),
+        (FOR_BLOCK, "", 32, r"thread 0 writes what thread 32, or one beside it, reads"),
+        (FOR_BLOCK, FOR_WARP, 32, r"thread 0 writes what thread 32, or one beside it, reads"),
+        (FOR_BLOCK, "", 5, r"thread 0 writes what thread 5, or one beside it, reads"),
     ],
 )
 def test_threads_must_wait_for_each_other(barrier, second, other, fault):
@@ -114,22 +114,11 @@ def test_threads_must_wait_for_each_other(barrier, second, other, fault):
 
 
 def test_one_reader_of_many_is_not_forgotten():
-    # All of the first warp read the number of thread 63, which writes it again after the second warp has waited.
-    body = """
-    setp.gt.u32 %p1, %r1, 31;
-    @%p1 bra L_1;
-    ld.shared.u32 %r2, [memory+252];
-    bar.warp.sync -1;
-    bra.uni L_2;
-L_1:
-    bar.warp.sync -1;
-    {wait}
-    st.shared.u32 [%rd4], %r1;
-L_2:
-    bar.sync 0;
-"""
-    with pytest.raises(numpy_gpu.GpuError, match="thread 63 writes what thread 31 reads"):
-        run(body.format(wait=""), np.zeros(64, np.uint32), shared=256)
+    # All threads read what thread 63 writes next: it is the last of them that is remembered.
+    body = "ld.shared.u32 %r2, [memory+252]; {wait} st.shared.u32 [%rd4], %r1;"
+    run(body.format(wait=FOR_BLOCK), np.zeros(64, np.uint32), shared=256)
+    with pytest.raises(numpy_gpu.GpuError, match="thread 63 writes what thread 63, or one beside it, reads"):
+        run(body.format(wait=FOR_WARP), np.zeros(64, np.uint32), shared=256)
 
 
 def test_two_threads_do_not_write_to_one_place():
@@ -203,12 +192,15 @@ def test_blocks_of_a_cluster_read_each_others_memory():
     mul.wide.u32 %rd7, %r4, 4;
     add.s64 %rd8, %rd1, %rd7;
     st.global.u32 [%rd8], %r5;
+    {last}
 """
     how = {"blocks": 4, "cluster": 2, "shared": 256}
-    found = run(body.format(barrier=FOR_CLUSTER), np.zeros(256, np.uint32), **how)
+    found = run(body.format(barrier=FOR_CLUSTER, last=FOR_CLUSTER), np.zeros(256, np.uint32), **how)
     np.testing.assert_array_equal(found.reshape(4, 64), np.arange(256).reshape(4, 64)[[1, 0, 3, 2]])
     with pytest.raises(numpy_gpu.GpuError, match="thread 0 reads what thread 64 writes"):
-        run(body.format(barrier=FOR_BLOCK), np.zeros(256, np.uint32), **how)
+        run(body.format(barrier=FOR_BLOCK, last=FOR_CLUSTER), np.zeros(256, np.uint32), **how)
+    with pytest.raises(numpy_gpu.GpuError, match="a block ends while others of its cluster may still read"):
+        run(body.format(barrier=FOR_CLUSTER, last=FOR_BLOCK), np.zeros(256, np.uint32), **how)
 
 
 # Rows and columns of registers, of thread 4 g + t, as the manual of PTX has them.

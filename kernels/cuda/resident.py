@@ -181,15 +181,15 @@ def _make(layout, training):
     wide, clustered, rounds = layout.wide, layout.clustered, layout.tensor_cores is not None
     # Column j of a thread is its first one, and so many more.
     U, near, far = layout.columns_near
-    thread_rows, warp_threads = layout.rows, layout.rows * layout.columns
-    first_row, first_column = layout.rows_at_once, 1 if layout.tensor_cores else 4
+    thread_rows, rows_at_once = layout.rows, layout.rows_at_once
     sums_rows, sums_lead, shares = layout.sums_rows, layout.sums_lead, threads // width
     tile_lead, heaps, heap, group = layout.tile_lead, layout.heaps, width * layout.tile_lead, layout.group  # of dW_self
     most_held, most_rows = max(held, tile), layout.most_rows
     W, free, stages, m, c, G, dm, dy, _, h = layout.places
 
     strips_here = strips_of(layout)
-    place_of_lane, hold_rows, hold_columns = strips_here.place_of_lane, strips_here.hold_rows, strips_here.hold_columns
+    place_of_thread = strips_here.place_of_thread
+    hold_rows, hold_columns = strips_here.hold_rows, strips_here.hold_columns
     lines_of, put_inputs = strips_here.lines_of, strips_here.put_inputs
     put_strip, multiply_strip = strips_here.put_strip, strips_here.multiply_strip
     add_to_own_sums, clear_own_sums, add_up, column_sums = sums_of(layout)
@@ -208,10 +208,9 @@ def _make(layout, training):
         They are worked out once more for the way back: kept until then, with what follows from them, they were spilled.
         """
         thread = own_thread()
-        warp, lane = thread // warp_threads, thread % warp_threads
-        lane_row, lane_column = place_of_lane(lane)
-        own_row, own_column = first_row * lane_row, first_column * lane_column
-        return thread, warp, lane, own_row, own_column, free + (warp * thread_rows + lane_row) * sums_lead + own_column
+        warp, lane, own_row, own_column = place_of_thread(thread)
+        own_sums = free + (warp * thread_rows + own_row // rows_at_once) * sums_lead + own_column
+        return thread, warp, lane, own_row, own_column, own_sums
 
     @device
     def begin_with_columns(b, sums):
@@ -328,7 +327,7 @@ def _make(layout, training):
                     column = own_column + i // U * far + i % U * near
                     total = zero
                     if column < K:
-                        for start in range(warp * thread_rows + own_row // first_row, count, 8 * sums_rows):
+                        for start in range(warp * thread_rows + own_row // rows_at_once, count, 8 * sums_rows):
                             for r in range(8):
                                 row = start + r * sums_rows
                                 a[r] = x[(first + row) * K + column] if row < count else zero
@@ -449,6 +448,8 @@ def _make(layout, training):
 
                 scale = np.float32(one / aggregate_divisor)
                 for back in range(depth):
+                    if clustered:  # what would be kept is in the loops of products, too
+                        thread, warp, lane, own_row, own_column, own_sums = whereabouts()
                     layer = depth - 1 - back
                     K = widths[layer]
                     N = widths[layer + 1]
@@ -461,6 +462,7 @@ def _make(layout, training):
                         of_set = load1(shared, G + thread) if leads else zero
                         _put(parts, own_part + place + 2 * K * N + thread, of_set, fresh)
 
+                    # Of larger sets, two features of x do not find room where the stages are.
                     is_narrow = layer == 0 and K <= NARROW and 2 * stride <= narrow_room
                     if is_narrow:
                         narrow_gradient(

@@ -3,8 +3,8 @@
 g lies on chip, and h comes once more from global memory, in stages, one of which is on its way while the other is
 multiplied. Groups of threads share the elements, and each has a tile of dW_self; these are added up in shared memory.
 
-A set of a few features, x, is no matrix worth of stages: two of its features at a time, each thread adds up its own
-elements and columns of g, as for the sum of g alone.
+A set of a few features, x, is no matrix worth of stages: two of its features at a time, as long as they find room, each
+thread adds up its own elements and columns of g, as for the sum of g alone.
 """
 
 import numpy as np
@@ -92,29 +92,21 @@ def self_gradient_of(layout, strips):
 def narrow_gradient_of(layout, strips):
     """Return the function of a layout for narrow first layers, and how many floats two features of x may take."""
     width, threads, held_columns, warps = layout.width, layout.threads, layout.held_columns, layout.warps
-    strip_rows, shares, tile_lead, stages = (
-        layout.strip,
-        layout.threads // layout.width,
-        layout.tile_lead,
-        layout.places.stages,
-    )
+    strip_rows, tile_lead, stages, h = layout.strip, layout.tile_lead, layout.places.stages, layout.places.h
     sums_rows, sums_lead, sums_size = layout.sums_rows, layout.sums_lead, layout.sums_rows * layout.sums_lead
-    U, near, far = layout.columns_near
+    (U, near, far), shares, thread_rows = layout.columns_near, threads // width, layout.rows
     room, end = stages + NARROW * tile_lead, layout.places.work + layout.work
-    parts, h = room + 2 * sums_size, layout.places.h
-    alone, hold_rows, hold_two, place_of_lane = strips.alone, strips.hold_rows, strips.hold_two, strips.place_of_lane
-    layout_rows, warp_threads = layout.rows, layout.rows * layout.columns
-    first_row, first_column = layout.rows_at_once, 1 if layout.tensor_cores else 4
-    assert parts + 2 * threads <= end
+    of_shares, rows_at_once = room + 2 * sums_size, layout.rows_at_once
+    place_of_thread, alone = strips.place_of_thread, strips.alone
+    hold_rows, hold_two = strips.hold_rows, strips.hold_two
+    assert of_shares + 2 * threads <= end
 
     @device
     def narrow_gradient(
         shared, x, x_start, K, stride, count, padded, thread, sums, a, b, x_own, x_other
     ):  # fmt: skip
         """Leave x gᵀ, (K, width), in the room of the stages."""
-        # As in `resident`, which has no register to spare for these meanwhile.
-        warp, (lane_row, lane_column) = thread // warp_threads, place_of_lane(thread % warp_threads)
-        own_row, own_column = first_row * lane_row, first_column * lane_column
+        warp, _, own_row, own_column = place_of_thread(thread)
         column, share, zero = thread % width, thread // width, np.float32(0)
         for k in range(0, K, 2):
             two = k + 1 < K
@@ -141,7 +133,13 @@ def narrow_gradient_of(layout, strips):
                         sums[held_columns + i + 1] += x_other[r] * b[r]
             block_barrier()  # x is not read any more
             for i in range(held_columns):
-                at = room + (warp * layout_rows + lane_row) * sums_lead + own_column + i // U * far + i % U * near
+                at = (
+                    room
+                    + (warp * thread_rows + own_row // rows_at_once) * sums_lead
+                    + own_column
+                    + i // U * far
+                    + i % U * near
+                )
                 store1(shared, at, sums[i])
                 store1(shared, at + sums_size, sums[held_columns + i])
             block_barrier()
@@ -149,14 +147,14 @@ def narrow_gradient_of(layout, strips):
             for i in range(share, sums_rows, shares):
                 own += load1(shared, room + i * sums_lead + column)
                 other += load1(shared, room + sums_size + i * sums_lead + column)
-            store1(shared, parts + thread, own)
-            store1(shared, parts + threads + thread, other)
+            store1(shared, of_shares + thread, own)
+            store1(shared, of_shares + threads + thread, other)
             block_barrier()
             if thread < width:
                 own, other = zero, zero
                 for i in range(shares):
-                    own += load1(shared, parts + i * width + thread)
-                    other += load1(shared, parts + threads + i * width + thread)
+                    own += load1(shared, of_shares + i * width + thread)
+                    other += load1(shared, of_shares + threads + i * width + thread)
                 store1(shared, stages + k * tile_lead + thread, own)
                 store1(shared, stages + (k + 1) * tile_lead + thread, other)
             block_barrier()

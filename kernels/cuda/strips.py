@@ -17,7 +17,7 @@ from fastperm.kernels.cuda.vectors import high_halves, load1, load2, load4, low_
 class Strips(NamedTuple):
     """The functions of a layout that know how its threads share the products."""
 
-    place_of_lane: Callable  # (lane): row and column of a thread in the grid of its warp
+    place_of_thread: Callable  # (thread): its warp, its lane, and its first row and column of a strip
     first_feature: Callable  # (line): the first feature that a line has; the other one, if there is one, is 8 later
     word: Callable  # (own, other): what stands for the numbers of these features in one place
     alone: Callable  # (x): a number as it is multiplied, not in a word
@@ -35,6 +35,24 @@ class Strips(NamedTuple):
 def strips_of(layout):
     """Return the functions of a layout."""
     return _strips_of_tensor_cores(layout) if layout.tensor_cores else _strips_of_multiply_adds(layout)
+
+
+def _place_of_thread(layout, place_of_lane):
+    """Return the function that says where a thread is, given that for the grid of a warp."""
+    warp_threads = layout.rows * layout.columns
+    first_row, first_column = layout.rows_at_once, 1 if layout.tensor_cores else 4
+
+    @device
+    def place_of_thread(thread):
+        """Return the warp of a thread, its lane, and the first of its rows and of its columns in a strip.
+
+        They lie so that accesses of a strip hardly wait for bank conflicts.
+        """
+        warp, lane = thread // warp_threads, thread % warp_threads
+        row, column = place_of_lane(lane)
+        return warp, lane, first_row * row, first_column * column
+
+    return place_of_thread
 
 
 def _lines_of(layout):
@@ -198,7 +216,8 @@ def _strips_of_multiply_adds(layout):
                 store1(shared, at, value + load1(shared, at) if adding else value)
 
     return Strips(
-        *(place_of_lane, first_feature, word, alone, _lines_of(layout), _put_inputs_of(pack, first_feature, word)),
+        *(_place_of_thread(layout, place_of_lane), first_feature, word, alone),
+        *(_lines_of(layout), _put_inputs_of(pack, first_feature, word)),
         *(hold_rows, hold_columns, hold_two, put_strip, multiply_strip, add_to_tiles, put_tiles),
     )
 
@@ -392,6 +411,7 @@ def _strips_of_tensor_cores(layout):
                 put_two(shared, at + 8 * tile_lead, tiles[r + 1], tiles[r + 1 + held_columns], adding)
 
     return Strips(
-        *(place_of_lane, first_feature, word, alone, _lines_of(layout), _put_inputs_of(pack, first_feature, word)),
+        *(_place_of_thread(layout, place_of_lane), first_feature, word, alone),
+        *(_lines_of(layout), _put_inputs_of(pack, first_feature, word)),
         *(hold_rows, hold_columns, hold_two, put_strip, multiply_strip, add_to_tiles, put_tiles),
     )
