@@ -83,7 +83,7 @@ BUDGETS = {
     "resident_step_bf16_128_clusters": (255, 0, 24, 180),
     "resident_step_bf16_16": (128, 0, 0),
     "resident_step_bf16_32": (128, 0, 0),
-    "resident_step_bf16_64": (128, 0, 72, 180),
+    "resident_step_bf16_64": (128, 0, 80, 200),
     "resident_step_tf32_128_clusters": (255, 0, 0),
     "resident_step_tf32_16": (128, 0, 0),
     "resident_step_tf32_32": (128, 0, 0),
