@@ -805,7 +805,7 @@ def test_tensor_cores_multiply_what_they_hold_exactly(cuda, precision, monkeypat
         ("tf32", ALL, *RESIDENT[-1]),
         ("bfloat16", ALL, *RESIDENT[-2]),  # the last one: see below
         ("tf32", ALL, (4, 16, 16, 2), (33, 8, 70)),
-        ("bfloat16", ALL, (3, 16, 16, 2), (33, 8, 70) if compiling.SIMULATED else (1500, 8)),
+        ("bfloat16", ALL, (3, 16, 16, 2), (33, 8, 70) if compiling.SIMULATED else (1000, 8)),
         ("tf32", ALL, (4, 32, 31, 2), (33, 200)),
         ("bfloat16", ALL, (4, 32, 31, 2), (33, 200)),
         *ON_CLUSTERS,
