@@ -118,7 +118,7 @@ def bf16_product(M, d, a, b, c):
 
 
 # What parts of a program call.
-FUNCTIONS = {
+CALLED = {
     **{name: getattr(np, name) for name in ptx.FUNCTIONS.values() if name != "fused"},
     "np": np,
     "copyto": np.copyto,
@@ -156,6 +156,25 @@ def _own(value, lanes):
     return value[lanes] if np.ndim(value) else value
 
 
+def _size(registers):
+    """Return the bytes of an access that fills these, or empties them."""
+    return sum(register.dtype.itemsize for register in registers)
+
+
+def _load(array, lanes, places, targets):
+    """Load numbers side by side, from places in bytes, into registers of these threads."""
+    numbers, places = _numbers(array, targets[0].dtype), places // targets[0].dtype.itemsize
+    for i, target in enumerate(targets):
+        target[lanes] = numbers[places + i]
+
+
+def _store(array, lanes, places, sources):
+    """Store what registers of these threads have side by side, to places in bytes."""
+    numbers, places = _numbers(array, sources[0].dtype), places // sources[0].dtype.itemsize
+    for i, source in enumerate(sources):
+        numbers[places + i] = _own(source, lanes)
+
+
 class Memory:
     """Global memory: arrays whose addresses a launch was given, and constants.
 
@@ -172,19 +191,13 @@ class Memory:
 
     def load(self, M, addresses, targets):
         """Load numbers side by side into registers."""
-        dtype = targets[0].dtype
-        for lanes, array, places in self._found(M, addresses, dtype.itemsize * len(targets)):
-            numbers, places = _numbers(array, dtype), places // dtype.itemsize
-            for i, target in enumerate(targets):
-                target[lanes] = numbers[places + i]
+        for lanes, array, places in self._found(M, addresses, _size(targets)):
+            _load(array, lanes, places, targets)
 
     def store(self, M, addresses, sources):
         """Store what registers have side by side."""
-        dtype = sources[0].dtype
-        for lanes, array, places in self._found(M, addresses, dtype.itemsize * len(sources)):
-            numbers, places = _numbers(array, dtype), places // dtype.itemsize
-            for i, source in enumerate(sources):
-                numbers[places + i] = _own(source, lanes)
+        for lanes, array, places in self._found(M, addresses, _size(sources)):
+            _store(array, lanes, places, sources)
 
     def _found(self, M, addresses, size):
         """Return accesses of so many bytes: threads, an array, and places there in bytes; mostly of one array."""
@@ -231,21 +244,15 @@ class Shared:
 
     def load(self, M, addresses, targets):
         """Load numbers side by side into registers."""
-        dtype = targets[0].dtype
-        lanes, places = self._found(M, addresses, dtype.itemsize * len(targets))
-        self._races.read(lanes, places, dtype.itemsize * len(targets))
-        numbers, places = _numbers(self._bytes, dtype), places // dtype.itemsize
-        for i, target in enumerate(targets):
-            target[lanes] = numbers[places + i]
+        lanes, places = self._found(M, addresses, _size(targets))
+        self._races.read(lanes, places, _size(targets))
+        _load(self._bytes, lanes, places, targets)
 
     def store(self, M, addresses, sources):
         """Store what registers have side by side."""
-        dtype = sources[0].dtype
-        lanes, places = self._found(M, addresses, dtype.itemsize * len(sources))
-        self._races.write(lanes, places, dtype.itemsize * len(sources))
-        numbers, places = _numbers(self._bytes, dtype), places // dtype.itemsize
-        for i, source in enumerate(sources):
-            numbers[places + i] = _own(source, lanes)
+        lanes, places = self._found(M, addresses, _size(sources))
+        self._races.write(lanes, places, _size(sources))
+        _store(self._bytes, lanes, places, sources)
 
     def copy(self, M, addresses, memory, sources, read):
         """Begin to copy 16 bytes, of which so many are read, and the others zero; NaN is there meanwhile."""
@@ -410,7 +417,7 @@ class Blocks:
         block = lane // self.threads
         self.shared = Shared(count, self.threads, program.shared + shared + 15 & ~15, program.cluster)
         memory = Memory([*pieces, (ptx.CONSTANTS, np.frombuffer(program.constants, np.uint8))], n)
-        self._values = FUNCTIONS | {
+        self._values = CALLED | {
             "memory": memory,
             "shared": self.shared,
             "tid_x": lane % self.threads,
