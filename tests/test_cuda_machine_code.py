@@ -105,6 +105,8 @@ FUSED = {"128x32": 64, "128x64": 128, "128x128": 128}
 LOOPS = {"16": ("FFMA", 64), "32": ("FFMA", 64), "64": ("FFMA", 128), "128": ("FFMA", 256)}
 # Of which kernels the tests read the machine code, and how many of these are assembled at once.
 READ, BATCH = "product|resident|round_to_bf16", 4
+# Names that Numba makes of a number: of an array that nobody reads, and of arrays in shared memory.
+NUMBERED = r"\b_ZN08NumbaEnv\w+|\b_cudapy_smem_\d+"
 CORES = {"tf32": "HMMA.1688.F32.TF32", "bf16": "HMMA.16816.F32.BF16"}
 
 
@@ -157,11 +159,8 @@ def everything_about(names, folder):
         paths = {name: folder / f"{name}-{arch}" for name in of_kernels}
         for name, ptx in of_kernels.items():
             paths[name].with_suffix(".ptx").write_text(ptx)
-        first, *others = of_kernels.values()
         whole, cubin = (folder / f"{'+'.join(names)}-{arch}{suffix}" for suffix in (".whole", ".cubin"))
-        whole.write_text(
-            first + "".join(re.sub(r"^\.(version|target|address_size) .*$", "", ptx, flags=re.M) for ptx in others)
-        )
+        whole.write_text(in_one_text(of_kernels))
         command = [tool("ptxas"), "-v", "-arch", arch, whole, "-o", cubin]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         code = ""
@@ -173,6 +172,22 @@ def everything_about(names, folder):
             path.with_suffix(".says").write_text(result.stderr if result.returncode else says[name])
             if result.returncode == 0:
                 path.with_suffix(".sass").write_text(codes.get(name, ""))
+
+
+def in_one_text(of_kernels):
+    """Return one text of PTX with all kernels of a mapping from names to texts.
+
+    What stands beside a kernel gets its name: numbers in Numba's names begin anew in each process, and a folder of
+    compiled code is filled by several.
+    """
+    heads = re.compile(r"^\.(?:version|target|address_size) .*$", re.MULTILINE)
+    first, *_ = of_kernels.values()
+    return "\n".join(
+        [
+            *heads.findall(first),
+            *(re.sub(NUMBERED, rf"\g<0>_of_{name}", heads.sub("", ptx)) for name, ptx in of_kernels.items()),
+        ]
+    )
 
 
 def of_each(heading, text):
@@ -301,7 +316,14 @@ def test_blocks_of_a_cluster_wait_and_read_each_others_memory(name, architecture
 
 def without_counts(ptx):
     """Return PTX without what Numba counts, and without the name of an array that nobody reads."""
-    return re.sub(r"_ZN08NumbaEnv\w+|B\d+v\d+B|_smem_\d+", "", ptx)
+    return re.sub(NUMBERED + r"|B\d+v\d+B", "", ptx)
+
+
+def test_kernels_that_two_processes_compiled_are_assembled_together(assembled, tmp_path):
+    _, _, ptx = assembled("product_128x64", (9, 0))
+    path = tmp_path / "both.ptx"
+    path.write_text(in_one_text({"product_128x64": ptx, "other": ptx.replace(" product_128x64(", " other(")}))
+    subprocess.run([tool("ptxas"), "-arch", "sm_90", path, "-o", tmp_path / "both.cubin"], check=True)
 
 
 @pytest.mark.parametrize(("name", "architecture"), [("mean_of_sums", (8, 0)), ("product_tf32", (9, 0))], ids=str)
