@@ -333,14 +333,19 @@ def gpu_host(results):
 
 
 def _layers_on_cores(layers):
-    """Show what the products of a layer take with their finish, by our tile and by cuBLAS."""
-    header = (f"products of a layer, {layers[0]['elements']:,} elements", "cuBLAS and a pass", "our tile", "ratio")
+    """Show what the products of a layer take with their finish, by our tiles and by cuBLAS."""
+    header = (
+        *(f"products of a layer, {layers[0]['elements']:,} elements", "cuBLAS and a pass", "our tile", "ratio"),
+        "our tile of warps, where the other is one of warpgroups",
+    )
     lines = []
     for of in layers:
         for way, one in of["seconds"].items():
-            times = (f"{_milliseconds(one[name])} ms" for name in ("cublas", "ours"))
+            cublas, ours, warps = (
+                f"{_milliseconds(one[name])} ms" if name in one else "" for name in ("cublas", "ours", "warps")
+            )
             ratio = f"{_significant(one['cublas'] / one['ours'])} {TIMES}"
-            lines.append([f"{of['width']:,} wide, {of['precision']}, {way}", *times, ratio])
+            lines.append([f"{of['width']:,} wide, {of['precision']}, {way}", cublas, ours, ratio, warps])
     return _table(header, lines)
 
 

@@ -76,8 +76,9 @@ def _product_rates(xp, R, K, N):
 
 
 def _layer_seconds(xp, elements, width, precision):
-    """Return seconds of the products of a layer on tensor cores, as it needs them, by our tile and by cuBLAS."""
+    """Return seconds of the products of a layer on tensor cores, as it needs them, by our tiles and by cuBLAS."""
     from fastperm.kernels.cuda import product as products
+    from fastperm.kernels.cuda import product_on_warpgroups
     from fastperm.kernels.cuda.pooling import SUM
 
     n_sets = max(elements // SET_SIZE, 1)
@@ -89,12 +90,15 @@ def _layer_seconds(xp, elements, width, precision):
         "dx": lambda: products.product(g, W, y, B_along_k=True, masked_by=x, **pooled),
         "dW": lambda: products.add_transposed_product(x, g, dW, precision=precision),
     }
-    usual, seconds = products.LIBRARY_ROUNDED, {way: {} for way in ways}
-    for name, from_ in (("cublas", 0), ("ours", 1 << 62)):
-        products.LIBRARY_ROUNDED = from_
+    usual, seconds = (products.LIBRARY_ROUNDED, product_on_warpgroups.LEAST), {way: {} for way in ways}
+    # From how many columns on the library multiplies, and, short of that, warpgroups.
+    limits = {"cublas": (0, usual[1]), "ours": (1 << 62, usual[1])}
+    if width >= usual[1] and product_on_warpgroups.are_there():
+        limits["warps"] = (1 << 62, 1 << 62)
+    for name, (products.LIBRARY_ROUNDED, product_on_warpgroups.LEAST) in limits.items():
         for way, function in ways.items():
             seconds[way][name] = _least_seconds(function, xp, LAYER_ROWS)
-    products.LIBRARY_ROUNDED = usual
+    products.LIBRARY_ROUNDED, product_on_warpgroups.LEAST = usual
     return {"elements": elements, "width": width, "precision": precision, "seconds": seconds}
 
 

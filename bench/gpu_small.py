@@ -11,14 +11,15 @@ import numpy as np
 import fastperm
 from fastperm.kernels import cuda
 from fastperm.kernels.arrays import on_host
-from fastperm.kernels.cuda import cluster_probe, compiling
+from fastperm.kernels.cuda import cluster_probe, compiling, product_on_warpgroups
 from fastperm.kernels.cuda.layouts import LAYOUTS, TENSOR_LAYOUTS
 from fastperm.kernels.cuda.resident import resident_forward, resident_step
 
 # One element, a set that spans tiles, many in one; widths of all tiles and of the library, aligned for 128 bits or not.
 COUNTS = (1, 150, 3, 2, 40)
 NETWORKS = ((3, 33), (8, 130), (257, 260))
-ON_CORES = (36, 20)  # what the tiles of tensor cores take, layer by layer
+# What the tiles of tensor cores take, layer by layer; and what warpgroups do, where there are any.
+ON_CORES, ON_WARPGROUPS = (36, 20), (192, 260)
 HOW = (("sum", "max"), ("max", "mean"), ("mean", None))  # layer by layer
 RESIDENT = ("mean", "sum")
 
@@ -55,6 +56,8 @@ def run():
     _train(NETWORKS[-1], HOW[0], generator, precision="bfloat16")
     for precision in TENSOR_LAYOUTS:
         _train(ON_CORES, HOW[0], generator, precision=precision)
+        if product_on_warpgroups.are_there():
+            _train(ON_WARPGROUPS, HOW[0], generator, precision=precision)
     _train(NETWORKS[0], RESIDENT, generator, symmetry="circle", orders=3, scale="rms")
     x, offsets = generator.uniform(0, 6, 9), np.array([0, 3, 4, 9])
     coefficients = generator.standard_normal((3, 10)).view(np.complex128)
@@ -64,7 +67,11 @@ def run():
     _queue()
     if xp is not np:
         xp.cuda.runtime.deviceSynchronize()
-    wanted = {name for name, kernel in compiling.KERNELS.items() if with_clusters or not kernel.clustered}
+    if compiling.SIMULATED:
+        wanted = {name for name, kernel in compiling.KERNELS.items() if not kernel.only}
+    else:
+        architecture = compiling.current_architecture()
+        wanted = {name for name, kernel in compiling.KERNELS.items() if kernel.runs_on(architecture)}
     return sorted(wanted - launched)
 
 

@@ -25,6 +25,7 @@ TOGETHER = 2048  # threads that are computed at once, if a launch has so many
 MOST_SHARED = 232448  # bytes of a block
 BLOCKS = 3  # that a launch of whole networks has at most: so there are more sets
 RUNS = 0
+WARPGROUP = 4 * ptx.WARP
 WAITS = ptx.FOR_WARP, ptx.FOR_BLOCK, ptx.FOR_CLUSTER
 
 
@@ -79,19 +80,19 @@ def tf32(x):
     return np.where(np.isnan(x), 0x7FFFFFFF, rounded).astype("u4")
 
 
-def _whole_warps(M):
-    """Return which warps there are, all of whose threads must be."""
+def _whole_groups(M, threads=ptx.WARP):
+    """Return which threads there are: if any of a group, all of it."""
     if M is True:
         return True
-    warps = M.reshape(-1, ptx.WARP)
-    if (warps.any(axis=1) != warps.all(axis=1)).any():
-        raise GpuError("a product on tensor cores without all threads of the warp")
+    groups = M.reshape(-1, threads)
+    if (groups.any(axis=1) != groups.all(axis=1)).any():
+        raise GpuError("a product on tensor cores without all threads of the warp, or the warpgroup")
     return M
 
 
 def _multiply(M, d, A, B, c):
     """Put A B + C in registers, of which thread 4 g + t of a warp has rows g, g + 8 and columns 2 t, 2 t + 1."""
-    M = _whole_warps(M)
+    M = _whole_groups(M)
     of_warps = [register.reshape(-1, 8, 4) for register in c]
     C = np.empty((len(A), 16, 8))
     C[:, :8, 0::2], C[:, :8, 1::2], C[:, 8:, 0::2], C[:, 8:, 1::2] = of_warps
@@ -117,6 +118,36 @@ def bf16_product(M, d, a, b, c):
     _multiply(M, d, A, B, c)
 
 
+def _multiply_by_shared(M, d, A, B):
+    """Add A B, (W, 64, K) and (W, K, N), to registers of warpgroups, of whose warps each has 16 rows as above."""
+    products = (A.astype("f4") @ B.astype("f4")).reshape(
+        len(A), 4, 2, 8, -1, 4, 2
+    )  # warp, half, g, column / 8, t, pair
+    for i, register in enumerate(d):
+        own = products[:, :, i // 2 % 2, :, i // 4, :, i % 2]
+        np.add(register, own.reshape(-1), out=register, where=M)
+
+
+def _of_warpgroups(a):
+    """Return A (W, 64, K) of four registers of a thread, each seen as (threads, numbers)."""
+    a0, a1, a2, a3 = (own.reshape(-1, 4, 8, 4 * own.shape[1]) for own in a)
+    upper, lower = np.concatenate([a0, a2], axis=-1), np.concatenate([a1, a3], axis=-1)
+    return np.concatenate([upper, lower], axis=2).reshape(len(a0), 64, -1)
+
+
+def tf32_product_of_warpgroups(M, d, a, b):
+    """Do ``wgmma`` with eight steps; ``b`` (W, N, 8) are the words of the factor in shared memory."""
+    A = _of_warpgroups([(own & 0xFFFFE000).view("f4")[:, None] for own in a])
+    _multiply_by_shared(M, d, A, (b & 0xFFFFE000).view("f4").transpose(0, 2, 1))
+
+
+def bf16_product_of_warpgroups(M, d, a, b):
+    """Do ``wgmma`` with sixteen steps, two in a word, the lower half first."""
+    A = _of_warpgroups([np.stack([own << 16, own & 0xFFFF0000], axis=-1).view("f4") for own in a])
+    B = np.stack([b << 16, b & 0xFFFF0000], axis=-1).view("f4").reshape(*b.shape[:2], -1)
+    _multiply_by_shared(M, d, A, B.transpose(0, 2, 1))
+
+
 # What parts of a program call.
 CALLED = {
     **{name: getattr(np, name) for name in ptx.FUNCTIONS.values() if name != "fused"},
@@ -129,7 +160,9 @@ CALLED = {
     "bf16": bf16,
     "tf32": tf32,
     "bf16_product": bf16_product,
+    "bf16_product_of_warpgroups": bf16_product_of_warpgroups,
     "tf32_product": tf32_product,
+    "tf32_product_of_warpgroups": tf32_product_of_warpgroups,
 }
 
 
@@ -234,10 +267,16 @@ class Shared:
         self._races = Races(blocks, threads, size, cluster)
         self._groups = np.zeros(self.threads, np.int64)  # of copies that a thread has begun
         self._copies = []
+        self._products = []  # that are not waited for: a lane of the warp, the group, words that are read, and their bits
+        self._product_groups = np.zeros(self.threads, np.int64)
+        self._fences = np.zeros(self.threads, np.int64)  # of a thread
+        self._written_after = np.zeros(len(self._bytes) // 4, np.int64)  # which fence of its writer, by word
         self._seen_after = np.full(blocks, -1)  # how often a cluster had waited when another read a block's memory
 
     def end(self, lanes):
         """Let these threads end; of their blocks none may still be read by others."""
+        if any(lane in lanes for lane, *_ in self._products):
+            raise GpuError("a thread ends before its products are done")
         for lane in lanes[:: ptx.WARP]:
             if self._seen_after[self._block[lane]] == self._races.waited(lane):
                 raise GpuError("a block ends while others of its cluster may still read its shared memory")
@@ -251,7 +290,7 @@ class Shared:
     def store(self, M, addresses, sources):
         """Store what registers have side by side."""
         lanes, places = self._found(M, addresses, _size(sources))
-        self._races.write(lanes, places, _size(sources))
+        self._note_write(lanes, places, _size(sources))
         _store(self._bytes, lanes, places, sources)
 
     def copy(self, M, addresses, memory, sources, read):
@@ -282,12 +321,64 @@ class Shared:
                 left.append((lanes[~done], places[~done], copied[~done], groups[~done]))
         self._copies = left
 
+    def fence(self, M):
+        """Let tensor cores see what these threads have written."""
+        self._fences[_lanes(M, 0, self.threads)[0]] += 1
+
+    def factor(self, M, descriptors, columns):
+        """Return the words (W, columns, 8) that products of warpgroups begin to read, given their descriptors."""
+        leaders = _lanes(_whole_groups(M, WARPGROUP), 0, self.threads)[0].reshape(-1, WARPGROUP)[:, :: ptx.WARP]
+        found = np.zeros((self.threads // WARPGROUP, columns, 8), np.uint32)
+        descriptors = np.broadcast_to(descriptors, self.threads)
+        for warps in leaders:
+            own = np.unique(descriptors[warps[0] : warps[0] + WARPGROUP])
+            if len(own) > 1:
+                raise GpuError("threads of a warpgroup multiply by different factors")
+            start, along_k, along_columns = (int(own[0]) >> shift & 0x3FFF for shift in (0, 16, 32))
+            assert int(own[0]) == start | along_k << 16 | along_columns << 32, "an unknown kind of shared memory"
+            cores = start + np.add.outer(np.arange(columns // 8) * along_columns, np.arange(2) * along_k)
+            places = 16 * cores.ravel() - ptx.SHARED_START
+            if places.min() < 0 or places.max() + 128 > self._size:
+                raise GpuError("a product reads beyond the shared memory of a block")
+            words = (self._block[warps[0]] * self._size + places[:, None]) // 4 + np.arange(32)
+            writers = self._races.writers(words)
+            if ((writers >= 0) & (self._fences[writers] == self._written_after[words])).any():
+                raise GpuError("a product reads what was written without a fence")
+            bits = self._bytes.view("u4")[words]
+            for lane in warps:
+                self._races.read(np.full(words.size, lane), words.ravel() * 4, 4)
+                self._products.append((lane, self._product_groups[lane], words, bits))
+            found[warps[0] // WARPGROUP] = bits.reshape(-1, 2, 8, 4).transpose(0, 2, 1, 3).reshape(columns, 8)
+        return found
+
+    def end_products(self, M):
+        """Make what warps have begun to multiply one group."""
+        self._product_groups[_lanes(M, 0, self.threads)[0]] += 1
+
+    def wait_for_products(self, M, but):
+        """Let all groups of products be done but so many; what they read must be there as it was."""
+        waiting, left = np.zeros(self.threads, bool), []
+        waiting[_lanes(M, 0, self.threads)[0]] = True
+        for lane, group, words, bits in self._products:
+            if waiting[lane] and group < self._product_groups[lane] - but:
+                self._races.read(np.full(words.size, lane), words.ravel() * 4, 4)
+                if (self._bytes.view("u4")[words] != bits).any():
+                    raise GpuError("what a product reads was written to before it was done")
+            else:
+                left.append((lane, group, words, bits))
+        self._products = left
+
     def wait(self, kind, lanes):
         """Let these threads have waited for their warp, block, or cluster."""
         self._races.wait(kind, lanes)
 
+    def _note_write(self, lanes, places, size):
+        self._races.write(lanes, places, size)
+        for word in range(-(-size // 4)):
+            self._written_after[places // 4 + word] = self._fences[lanes]
+
     def _write(self, lanes, places, copied):
-        self._races.write(lanes, places, 16)
+        self._note_write(lanes, places, 16)
         self._bytes.view("u4")[places[:, None] // 4 + np.arange(4)] = copied
 
     def _found(self, M, addresses, size):
@@ -345,6 +436,10 @@ class Races:
     def write(self, lanes, places, size):
         """Let threads write so many bytes each."""
         self._note(True, lanes, places, size)
+
+    def writers(self, words):
+        """Return which thread has written to each word last, or −1."""
+        return self._writer[words]
 
     def waited(self, lane):
         """Return how often the cluster of a thread has waited."""

@@ -134,7 +134,7 @@ class Program:
 
 
 def _instruction(text):
-    guard, code, operands = re.match(r"(?:@(!?%\w+)\s+)?(\S+)\s*(.*)", text, re.DOTALL).groups()
+    guard, code, operands = re.match(r"(?:@(!?%?\w+)\s+)?(\S+)\s*(.*)", text, re.DOTALL).groups()
     found = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^\s,]+", operands)
     return Instruction(guard, code, tuple(found), " ".join(text.split()))
 
@@ -417,6 +417,27 @@ class Translator:
         a, b = ([self._register(own.strip(), "u4") for own in group.strip("{}").split(",")] for group in (a, b))
         every = ", ".join(f"({', '.join(group)})" for group in (d, a, b, c))
         return [f"{kind}_product(M, {every})"]
+
+    def _wgmma(self, code, *operands):
+        _, what, *_, kind = code.split(".")
+        if what == "fence":
+            return []
+        if what == "commit_group":
+            return ["shared.end_products(M)"]
+        if what == "wait_group":
+            return [f"shared.wait_for_products(M, {int(operands[0])})"]
+        d, a, descriptor, *settings = operands
+        expected = {"tf32": ["1", "1", "1"], "bf16": ["1", "1", "1", "0"]}[kind]  # d is added to, nothing is turned
+        assert (what, settings) == ("mma_async", expected), code
+        d = [self._register(own.strip(), "f4") for own in d.strip("{}").split(",")]
+        a = [self._register(own.strip(), "u4") for own in a.strip("{}").split(",")]
+        assert f"n{2 * len(d)}k" in code, code
+        b = f"shared.factor(M, {self._value(descriptor, 'u8')}, {2 * len(d)})"
+        return [f"{kind}_product_of_warpgroups(M, ({', '.join(d)}), ({', '.join(a)}), {b})"]
+
+    def _fence(self, code):
+        assert code == "fence.proxy.async.shared::cta", code
+        return ["shared.fence(M)"]
 
     def _barrier(self, code):
         assert code == "barrier.cluster.arrive.release", code

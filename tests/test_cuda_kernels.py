@@ -843,6 +843,14 @@ def test_tensor_cores_multiply_ragged_sets(cuda, precision, strips, widths, coun
     assert float(found) == pytest.approx(loss, rel=TOLERANCE)
 
 
+def way_on_cores(inner, columns):
+    """Return what computes products on tensor cores here: on some cards, warpgroups do the wide ones."""
+    from fastperm.kernels.cuda import product, product_on_warpgroups
+
+    wide = min(inner, columns) >= product_on_warpgroups.LEAST and product_on_warpgroups.are_there()
+    return product.ON_WARPGROUPS if wide else product.ON_CORES
+
+
 def products_of_integers(counts, inner, columns, precisions=("tf32", "bfloat16")):
     """Hold all that a layer does with its product, on tensor cores, to what is exact: nothing here is rounded."""
     from fastperm.kernels.cuda import pooling, product
@@ -871,7 +879,7 @@ def products_of_integers(counts, inner, columns, precisions=("tf32", "bfloat16")
             np.testing.assert_array_equal(on_host(sums), np.add.reduceat(weighted, offsets[:-1]))
 
     for precision in precisions:
-        assert product.way_of(inner, columns, precision) == product.ON_CORES
+        assert product.way_of(inner, columns, precision) == way_on_cores(inner, columns)
         layer = {"A": on["A"], "B": on["B"], "c": on["c"], "weights": on["weights"], "relu": True}
         held_to(np.maximum(A @ B + c[sets], 0), **layer)
         held_to(A @ B, A=on["A"], B=on["B"], code=product.NO_POOL)
@@ -882,7 +890,7 @@ def products_of_integers(counts, inner, columns, precisions=("tf32", "bfloat16")
         np.testing.assert_array_equal(on_host(total), start + A.T @ G)
 
 
-# Where the simulator's tile has 16 × 16 numbers, a GPU's has 128 × 128.
+# Where the simulator's tile has 16 × 16 numbers, a GPU's has 128 × 128, or 128 × 256.
 @pytest.mark.parametrize(
     ("counts", "inner", "columns"),
     [((3,), 16, 16), ((30, 1, 18), 20, 36), ((1, 39), 36, 20)]
@@ -890,6 +898,8 @@ def products_of_integers(counts, inner, columns, precisions=("tf32", "bfloat16")
     else [
         *(((3,), 16, 16), ((300, 1, 212), 20, 132), ((1, 4095), 132, 260)),
         *(((512,) * many(40), 512, 64), ((512,) * many(40), 16, 128), ((7,), 1020, 128)),
+        # These are left to warpgroups: one tile that nearly nothing fills, edges on all sides, many stages, whole tiles.
+        *(((3,), 192, 192), ((300, 1, 212), 196, 260), ((1, 126), 1020, 256), ((512,) * many(40, 2), 512, 512)),
     ],
     ids=brief,
 )
@@ -923,16 +933,39 @@ def test_a_tile_of_tensor_cores_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
     products_of_integers((75, 1, 24), 68, 100, ["bfloat16"])
 
 
+@pytest.mark.parametrize("size", [20] if compiling.SIMULATED else [132, 260])
 @ON_TENSOR_CORES
-def test_factors_are_rounded_to_the_nearest_number_of_a_precision(cuda, precision):
+def test_factors_are_rounded_to_the_nearest_number_of_a_precision(cuda, precision, size):
     """And not cut off, as tensor cores would: one factor is the identity, so that the product is the other."""
     from fastperm.kernels.cuda import product
 
-    generator, xp, size = np.random.default_rng(SEED), compiling.xp(), 20 if compiling.SIMULATED else 132
+    generator, xp = np.random.default_rng(SEED), compiling.xp()
     some, one = generator.standard_normal((size, size)).astype(np.float32), np.eye(size, dtype=np.float32)
     wanted = {"tf32": to_tf32, "bfloat16": to_bf16}[precision](some)
-    assert product.way_of(size, size, precision) == product.ON_CORES
+    assert product.way_of(size, size, precision) == way_on_cores(size, size)
     for A, B in ((some, one), (one, some)):
+        for B_along_k in (False, True):
+            out = xp.asarray(poisoned((size, size), "float32"))
+            weights = xp.asarray(np.ascontiguousarray(B.T if B_along_k else B))
+            product.product(xp.asarray(A), weights, out, B_along_k=B_along_k, precision=precision)
+            np.testing.assert_array_equal(on_host(out), wanted)
+        total = xp.zeros((size, size), np.float32)
+        product.add_transposed_product(xp.asarray(np.ascontiguousarray(A.T)), xp.asarray(B), total, precision=precision)
+        np.testing.assert_array_equal(on_host(total), wanted)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # 0 · inf, beyond the edges
+@pytest.mark.parametrize("size", [20] if compiling.SIMULATED else [132, 260])
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+@ON_TENSOR_CORES
+def test_what_is_not_finite_in_a_factor_reaches_what_it_is_a_factor_of(cuda, precision, number, size):
+    from fastperm.kernels.cuda import product
+
+    xp, ones, other = compiling.xp(), np.ones((size, size), np.float32), np.ones((size, size), np.float32)
+    other[3, 7] = number
+    for A, B, row, column in ((ones, other, slice(None), 7), (other, ones, 3, slice(None))):
+        wanted = np.full((size, size), size, np.float32)
+        wanted[row, column] = number
         for B_along_k in (False, True):
             out = xp.asarray(poisoned((size, size), "float32"))
             weights = xp.asarray(np.ascontiguousarray(B.T if B_along_k else B))

@@ -29,6 +29,7 @@ BUDGETS = {
     "angular_basis": (40, 0, 40),  # as of fourier_series
     "angular_basis_backward": (48, 0, 0),
     "angular_filter": (56, 0, 0),
+    **{f"arranged_{cores}": (24, 0, 0) for cores in ("tf32", "bf16")},
     "begin_step": (24, 0, 0),
     "cluster_probe": (24, 0, 0),
     "copied": (32, 0, 0),
@@ -54,6 +55,7 @@ BUDGETS = {
     "product_turned_128x32": (152, 21504, 0),
     "product_turned_128x64": (128, 12800, 0),
     **{f"product{how}_{cores}": (255, 0, 0) for how in ("", "_turned", "_transposed") for cores in ("tf32", "bf16")},
+    **{f"product{how}_warpgroups_{cores}": (255, 0, 0) for how in ("", "_transposed") for cores in ("tf32", "bf16")},
     "random_functions_f4": (40, 0, 40),
     "random_functions_f8": (40, 0, 40),
     "random_samples_f4": (78, 0, 40),
@@ -131,10 +133,11 @@ def tool(name):
 def batches():
     """Return lists of kernels that are assembled together; the longest first, so that none is left for the end."""
     names = sorted(compiling.KERNELS, key=lambda name: (not name.startswith("resident_step"), "128" not in name, name))
-    large = [name for name in names if re.match(READ, name)]
+    large = [name for name in names if re.match(READ, name) and not compiling.KERNELS[name].only]
     return [
         *(large[i : i + BATCH] for i in range(0, len(large), BATCH)),
-        *([name] for name in names if name not in large),
+        [name for name in names if compiling.KERNELS[name].only],  # a text has one target, and theirs is another
+        *([name] for name in names if name not in large and not compiling.KERNELS[name].only),
     ]
 
 
@@ -161,7 +164,8 @@ def everything_about(names, folder):
             paths[name].with_suffix(".ptx").write_text(ptx)
         whole, cubin = (folder / f"{'+'.join(names)}-{arch}{suffix}" for suffix in (".whole", ".cubin"))
         whole.write_text(in_one_text(of_kernels))
-        command = [tool("ptxas"), "-v", "-arch", arch, whole, "-o", cubin]
+        target = re.search(r"^\.target (\w+)", whole.read_text(), re.MULTILINE)[1]
+        command = [tool("ptxas"), "-v", "-arch", target, whole, "-o", cubin]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         code = ""
         if result.returncode == 0 and re.match(READ, names[0]):
@@ -233,7 +237,7 @@ def test_the_budget_is_kept(name, architecture, assembled):
     assert found["registers"] * threads <= 65536  # of a multiprocessor
 
 
-@everywhere(r"product.*(tf32|bf16)")
+@everywhere(r"product(_turned|_transposed)?_(tf32|bf16)")
 def test_products_on_tensor_cores_hold_all_sums_in_registers(name, architecture, assembled):
     _, code, _ = assembled(name, architecture)
     cores = CORES[name.rpartition("_")[2]]
@@ -251,6 +255,29 @@ def test_products_on_tensor_cores_hold_all_sums_in_registers(name, architecture,
     assert re.search(r"DEPBAR\.LE SB0, 0x1(.*\n)+?.*\bBAR\.SYNC(.*\n)+?.*\bSTS", code.rpartition("LDGSTS")[2])
     for pattern in (r"STG\.E\S*\.128", r"LDS\.128"):  # of the finish
         assert re.search(pattern, code), f"no {pattern} in {name}"
+
+
+@everywhere(r"product.*warpgroups")
+def test_products_of_warpgroups_go_on_while_threads_fetch(name, architecture, assembled):
+    says, code, _ = assembled(name, architecture)
+    assert "serialized" not in says  # as ptxas says where registers of a product are touched too early
+    of_rows, bf16 = "transposed" in name, name.endswith("bf16")
+    # A block of instructions that ends by going back to its own beginning, or jumps over a last copy in between.
+    start = code.index("WARPGROUP.ARRIVE")
+    loop = code[code.rindex("DEPBAR.LE SB0, 0x1" if not of_rows else "\n.L_x_", 0, start) : code.index("gsb0, 0x0 ;")]
+    products = re.findall(r"\bHGMMA\S* (R\d+), R\d+, gdesc\S* (R\d+)(, gsb0)? ;", loop)
+    assert len(products) == (4 if of_rows and bf16 else 8)
+    assert set(re.findall(r"\bHGMMA\S*", code)) == {"HGMMA.64x256x16.F32.BF16" if bf16 else "HGMMA.64x256x8.F32.TF32"}
+    assert len({sums for product in products for sums in product[:2]}) == 1  # nothing moves
+    assert loop.count("WARPGROUP.DEPBAR.LE gsb0, 0x1") == sum(bool(last) for *_, last in products) == 2
+    assert loop.count("BAR.SYNC") == loop.count("FENCE.VIEW.ASYNC") == 2
+    if of_rows:
+        assert len(re.findall(r"LDG\.E\S* ", loop)) == 2 * (32 + (16 if bf16 else 8))
+        assert len(re.findall(r"STS\.128", loop)) == 2 * (4 if bf16 else 8)
+    else:
+        assert len(re.findall(r"LDG\.E\.128", loop)) == 2 * (8 if bf16 else 4)
+        assert len(re.findall("LDGSTS.E.BYPASS.128", loop)) == 16
+    assert not re.search(r"\b(LDL|STL)\b", code)
 
 
 @everywhere(r"product.*x\d+$")

@@ -256,16 +256,25 @@ def test_how_many_blocks_are_a_cluster_is_said_when_a_kernel_is_loaded(machine, 
     assert [kernel.runs_on(architecture) for architecture in compiling.ARCHITECTURES] == [False, True, True]
 
 
-def test_older_cards_need_no_kernels_for_clusters(machine, monkeypatch):
+def test_older_cards_need_no_kernels_that_they_cannot_run(machine, monkeypatch):
     machine(capability="86")
     monkeypatch.setattr(compiling.Kernel, "compile", lambda self, architecture: f"{self.name} {architecture}")
-    fewer = sum(not kernel.clustered for kernel in compiling.KERNELS.values())
+    fewer = sum(kernel.runs_on((8, 0)) for kernel in compiling.KERNELS.values())
     assert compiling.fill_cache([(8, 0)]) == fewer < len(compiling.KERNELS)
     machine(compiler=None, capability="86")
     assert backend.why_missing("cuda") is None
     assert compiling._clusters.__wrapped__(0) == ()
     machine(capability="120")
     assert compiling._clusters.__wrapped__(0) == (1, 2, 4, 8)
+
+
+def test_kernels_of_one_architecture_run_on_no_later_one(monkeypatch):
+    monkeypatch.setattr(compiling, "KERNELS", {})
+    own = compiling.Kernel(None, "own", ["f4"], 32, only=compiling.HOPPER)
+    assert [own.runs_on(architecture) for architecture in compiling.ARCHITECTURES] == [False, True, False]
+    text = ".version 9.0\n.target sm_100\n"
+    assert own.for_architecture(text, (9, 0)) == ".version 9.0\n.target sm_90a\n"
+    assert compiling.Kernel(None, "any", ["f4"], 32).for_architecture(text, (9, 0)) == ".version 9.0\n.target sm_90\n"
 
 
 def test_a_damaged_file_is_compiled_anew(machine, monkeypatch, caplog):

@@ -65,6 +65,8 @@ ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
 # How many blocks may be a cluster, and from which architecture on: they run at the same time, and read each other's
 # shared memory. More than 8 are not promised for every card, and Numba's simulator runs one block at a time.
 CLUSTERS, LEAST_OF_CLUSTERS = (1, 2, 4, 8), (9, 0)
+# The one architecture that has products of warpgroups; later ones have others.
+HOPPER = (9, 0)
 SIMULATED_CLUSTERS = (1,)
 
 KERNELS: dict[str, "Kernel"] = {}
@@ -114,11 +116,13 @@ class Kernel:
         Whether its shared memory has a size that the launch gives.
     clustered : bool, default=False
         Whether its blocks are clusters, as large as the launch says.
+    only : (int, int) or None, default=None
+        The one architecture that it runs on, whose own instructions it has; None for all.
     """
 
-    def __init__(self, function, name, parameters, threads, blocks=1, dynamic=False, clustered=False):
+    def __init__(self, function, name, parameters, threads, blocks=1, dynamic=False, clustered=False, only=None):
         self.function, self.name, self.parameters, self.threads = function, name, tuple(parameters), threads
-        self.blocks, self.dynamic, self.clustered = blocks, dynamic, clustered
+        self.blocks, self.dynamic, self.clustered, self.only = blocks, dynamic, clustered, only
         self._takes = tuple(map(_argument, self.parameters))
         # Aligned as C aligns them, and so does CUDA.
         self._packing = struct.Struct("@" + "".join(map(_code, self.parameters)))
@@ -160,7 +164,12 @@ class Kernel:
         with quick_analysis(), warnings.catch_warnings():  # the filters as another thread has left them
             warnings.simplefilter("ignore")  # advice about CUDA's own compiler
             ptx, _ = cuda.compile_ptx(self.function, self.signature, cc=by or ARCHITECTURES[-1])
-        return for_architecture(self.finished(ptx), architecture)
+        return self.for_architecture(self.finished(ptx), architecture)
+
+    def for_architecture(self, ptx, architecture):
+        """Return its PTX with the name of another architecture that it runs on; nothing else differs."""
+        own = name_of(architecture) + ("a" if self.only else "")  # which says that no other one runs it
+        return re.sub(r"^\.target sm_\w+", f".target {own}", ptx, flags=re.MULTILINE)
 
     def finished(self, ptx):
         """Return what Numba has made of the kernel as a GPU should get it."""
@@ -175,6 +184,8 @@ class Kernel:
 
     def runs_on(self, architecture):
         """Return whether an architecture has what the kernel needs."""
+        if self.only:
+            return architecture == self.only
         return architecture >= LEAST_OF_CLUSTERS or not self.clustered
 
     @property
@@ -185,11 +196,6 @@ class Kernel:
     @functools.cached_property
     def _simulated(self):
         return cuda.jit(self.function)
-
-
-def for_architecture(ptx, architecture):
-    """Return PTX of a kernel with the name of another architecture that it runs on; nothing else differs."""
-    return re.sub(r"^\.target sm_\w+", f".target {name_of(architecture)}", ptx, flags=re.MULTILINE)
 
 
 def _cluster_of(blocks):
@@ -278,9 +284,10 @@ def fill_cache(architectures=ARCHITECTURES, *, processes=1):
 
 def _fill(name, architectures):
     """Compile a kernel into `cache_folder` for those of these architectures that it runs on; return their number."""
-    own = [architecture for architecture in architectures if KERNELS[name].runs_on(architecture)]
-    made = functools.cache(lambda: KERNELS[name].compile(own[0]))  # if any of them is missing
-    return sum(_ptx(name, one, make=lambda one=one: for_architecture(made(), one)).exists() for one in own)
+    kernel = KERNELS[name]
+    own = [architecture for architecture in architectures if kernel.runs_on(architecture)]
+    made = functools.cache(lambda: kernel.compile(own[0]))  # if any of them is missing
+    return sum(_ptx(name, one, make=lambda one=one: kernel.for_architecture(made(), one)).exists() for one in own)
 
 
 def compiler():

@@ -12,9 +12,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastperm.kernels.cuda import product_on_cores
+from fastperm.kernels.cuda import product_on_cores, product_on_warpgroups
 from fastperm.kernels.cuda.layouts import Layout
-from fastperm.kernels.cuda.product import BY_LIBRARY, ON_CORES, suited, way_of
+from fastperm.kernels.cuda.product import BY_LIBRARY, ON_CORES, ON_WARPGROUPS, suited, way_of
 from fastperm.kernels.cuda.resident import layout_for
 
 IN_WORDS = {"tf32": "TF32", "bfloat16": "bfloat16"}
@@ -49,6 +49,11 @@ def _product(inner, columns, precision):
     rounds, way = precision in IN_WORDS, way_of(inner, columns, precision)
     if way == BY_LIBRARY:
         return f"NVIDIA's library{f', in {IN_WORDS[precision]}' if rounds else ''}"
+    if way == ON_WARPGROUPS:
+        rows, columns = product_on_warpgroups.ROWS, product_on_warpgroups.COLUMNS
+        return (
+            f"tiles of {rows} \N{MULTIPLICATION SIGN} {columns} by warpgroups on tensor cores, in {IN_WORDS[precision]}"
+        )
     tile = product_on_cores.TILE if way == ON_CORES else suited(columns)[0]
     tiles = f"tiles of {tile.rows} \N{MULTIPLICATION SIGN} {tile.columns}"
     if way == ON_CORES:

@@ -2,8 +2,9 @@
 
     out_n = finish(Σ_k A_nk B_k + scale_n c_s(n)),     finish: ReLU, or zero where a mask is not positive
 
-`way_of` says what computes it: the register tiles below, those of tensor cores (``product_on_cores.py``), or NVIDIA's
-library (``library.py``), after which a pass over memory does what the finish of a tile does (``product_finish.py``).
+`way_of` says what computes it: the register tiles below, those of tensor cores (``product_on_cores.py``; on Hopper,
+``product_on_warpgroups.py``), or NVIDIA's library (``library.py``), after which a pass over memory does what the finish
+of a tile does (``product_finish.py``).
 
 A block computes a tile of out, in stages along k. Shared memory holds two of them: while the threads multiply one, the
 next is on its way from memory to their registers. Each thread holds 4 × 4 numbers of up to four parts of the tile
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastperm.kernels.cuda import product_on_cores
+from fastperm.kernels.cuda import product_on_cores, product_on_warpgroups
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
 from fastperm.kernels.cuda.library import matmul
 from fastperm.kernels.cuda.pooling import FINISH_COLUMNS, FINISH_SHARES, FINISH_THREADS, partial_sums
@@ -76,7 +77,7 @@ LIBRARY, LIBRARY_TRANSPOSED = (12, 12) if SIMULATED else (256, 128)
 # On tensor cores, in TF32 and bfloat16, the products of so many columns and steps, and only of those whose rows are
 # aligned; wider ones are NVIDIA's, narrower ones stay in float32. Not timed yet: see docs/performance.md.
 LEAST_ROUNDED, LIBRARY_ROUNDED = (16, 40) if SIMULATED else (16, 1024)
-BY_LIBRARY, ON_CORES, BY_TILES = "library", "cores", "tiles"
+BY_LIBRARY, ON_WARPGROUPS, ON_CORES, BY_TILES = "library", "warpgroups", "cores", "tiles"
 
 
 def product(
@@ -110,7 +111,11 @@ def product(
             finish_product(given, flags, out, partials)
         return partials
     rest, shape = (*given, *flags), (rows, columns, inner, inner)
-    if way == ON_CORES:
+    if way == ON_WARPGROUPS:
+        B = product_on_warpgroups.arranged(precision, B, along_k=B_along_k)
+        tiles = product_on_warpgroups.tiles(rows, columns)
+        product_on_warpgroups.launch(tiles, precision, A, B, *rest, *shape, out, partials, A_along_k=True)
+    elif way == ON_CORES:
         B = product_on_cores.weights_for(precision, B, is_aligned=B_aligned)  # they begin anywhere among the parameters
         tiles, how = _tiles(product_on_cores.TILE, rows, columns), {"A_along_k": True, "B_along_k": B_along_k}
         product_on_cores.launch(tiles, precision, A, B, *rest, *shape, out, partials, **how)
@@ -136,14 +141,19 @@ def add_transposed_product(
         matmul(x, g, total, precision, A_turned=True, adds=True)
         return
     own_tile, kernels = suited(columns)
-    tiles = _tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
+    if way == ON_WARPGROUPS:
+        tiles = product_on_warpgroups.tiles(rows, columns)
+    else:
+        tiles = _tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
     parts = max(1, min(BLOCKS // tiles, inner // LEAST_ROWS))
     inner_part = -(-inner // parts)
     parts = -(-inner // inner_part)
     out = xp().empty((parts, rows, columns), np.float32)
     nothing = (None,) * 5
     factors, shape = (x, g, *nothing, *flags_of(*nothing, False, NO_POOL)), (rows, columns, inner, inner_part)
-    if way == ON_CORES:
+    if way == ON_WARPGROUPS:
+        product_on_warpgroups.launch(tiles * parts, precision, *factors, *shape, out, None, A_along_k=False)
+    elif way == ON_CORES:
         how = {"A_along_k": False, "B_along_k": False}
         product_on_cores.launch(tiles * parts, precision, *factors, *shape, out, None, **how)
     else:
@@ -165,7 +175,7 @@ def _tiles(tile, rows, columns):
 
 
 def way_of(inner, columns, precision="float32", *, is_aligned=True, library=None):
-    """Return what computes a product: `BY_LIBRARY`, `ON_CORES` or `BY_TILES`.
+    """Return what computes a product: `BY_LIBRARY`, `ON_WARPGROUPS`, `ON_CORES` or `BY_TILES`.
 
     ``library`` is from how many columns and steps on float32 is NVIDIA's; LIBRARY by default.
     """
@@ -174,8 +184,10 @@ def way_of(inner, columns, precision="float32", *, is_aligned=True, library=None
         return BY_LIBRARY if narrowest >= (LIBRARY if library is None else library) else BY_TILES
     if narrowest < LEAST_ROUNDED:
         return BY_TILES
-    ours = narrowest < LIBRARY_ROUNDED and is_aligned and inner % 4 == columns % 4 == 0
-    return ON_CORES if ours else BY_LIBRARY
+    if narrowest >= LIBRARY_ROUNDED or not is_aligned or inner % 4 or columns % 4:
+        return BY_LIBRARY
+    wide = narrowest >= product_on_warpgroups.LEAST and product_on_warpgroups.are_there()
+    return ON_WARPGROUPS if wide else ON_CORES
 
 
 def suited(columns):

@@ -45,6 +45,21 @@ if SIMULATED or cuda is None:
         array[place + 1] = b
 
     @device
+    def load1_or_zero(array, place, there):
+        """Return what `load1` does if it is ``there``, in global memory, or zero; without a jump."""
+        return array[place] if there else np.float32(0)
+
+    @device
+    def load2_or_zeros(array, place, there):
+        """Return what `load2` does if they are ``there``, in global memory, or zeros; without a jump."""
+        return (array[place], array[place + 1]) if there else (np.float32(0),) * 2
+
+    @device
+    def load4_or_zeros(array, place, there):
+        """Return what `load4` does if they are ``there``, in global memory, or zeros; without a jump."""
+        return load4(array, place) if there else (np.float32(0),) * 4
+
+    @device
     def copy4(target, place, source, source_place):
         """Begin to copy four float32 from global to shared memory; both places are multiples of 4."""
         target[place : place + 4] = source[source_place : source_place + 4]
@@ -259,6 +274,46 @@ else:
     def load2(typing_context, array, place):
         """Return two float32 of an array; ``place``, counted in elements, is a multiple of 2."""
         return types.UniTuple(types.float32, 2)(array, types.int64), _load(2)
+
+    def _load_or_zeros(length):
+        targets = [f"${i}" for i in range(length)]
+        # A predicate of its own, as a choice between two ways would be a jump.
+        code = (
+            f"{{ .reg .pred there; setp.ne.b32 there, ${length + 1}, 0; "
+            + "".join(f"mov.f32 {target}, 0f00000000; " for target in targets)
+            + f"@there ld.global.{f'v{length}.' if length > 1 else ''}f32 "
+            + (f"{{{','.join(targets)}}}" if length > 1 else targets[0])
+            + f", [${length}]; }}"
+        )
+        result = ir.LiteralStructType([_FLOAT] * length) if length > 1 else _FLOAT
+        function = ir.FunctionType(result, [ir.IntType(64), _INT])
+        load = ir.InlineAsm(function, code, ",".join([*["=&f"] * length, "l", "r"]), side_effect=True)
+
+        def generate(context, builder, signature, arguments):
+            address = _address(context, builder, signature.args[0], arguments[:2], _FLOAT)
+            there = builder.zext(arguments[2], _INT)
+            found = builder.call(load, [builder.ptrtoint(address, ir.IntType(64)), there])
+            if length == 1:
+                return found
+            numbers = [builder.extract_value(found, i) for i in range(length)]
+            return context.make_tuple(builder, signature.return_type, numbers)
+
+        return generate
+
+    @intrinsic
+    def load1_or_zero(typing_context, array, place, there):
+        """Return what `load1` does if it is ``there``, in global memory, or zero; without a jump."""
+        return types.float32(array, types.int64, types.boolean), _load_or_zeros(1)
+
+    @intrinsic
+    def load2_or_zeros(typing_context, array, place, there):
+        """Return what `load2` does if they are ``there``, in global memory, or zeros; without a jump."""
+        return types.UniTuple(types.float32, 2)(array, types.int64, types.boolean), _load_or_zeros(2)
+
+    @intrinsic
+    def load4_or_zeros(typing_context, array, place, there):
+        """Return what `load4` does if they are ``there``, in global memory, or zeros; without a jump."""
+        return types.UniTuple(types.float32, 4)(array, types.int64, types.boolean), _load_or_zeros(4)
 
     @intrinsic
     def store4(typing_context, array, place, a, b, c, d):

@@ -1,0 +1,413 @@
+"""The product of ``product.py`` on the tensor cores of Hopper, by warpgroups, in one launch with its start and its finish.
+
+A block of two warpgroups computes 128 rows × 256 columns; a warp has 16 of the rows, and all columns. Its rows of A come
+from memory to the registers that multiply them, a stage ahead, and are rounded there; B lies in shared memory in the
+order in which tensor cores take it (``warpgroups.py``), in a ring of stages. While a stage is multiplied, the threads
+bring the next one.
+
+- In x W and g Wᵀ, B is the layer's weights, which a launch before has rounded and put into that order (`arranged`), so
+  that a stage is a piece of memory. Of 16 steps along k a thread has four that lie side by side, 128 bits: which step is
+  which of a product matters to nobody, as long as it is the same in both factors.
+- In xᵀ g, a thread has its column of B in registers, too, rounds it, and writes it to shared memory. Of 16 rows, which
+  are features that lie side by side, a thread has two neighbours, as rows g and g + 8 of a product.
+"""
+
+import functools
+
+import numpy as np
+
+from fastperm.kernels.cuda import warpgroups
+from fastperm.kernels.cuda.compiling import (
+    FLOAT32,
+    HOPPER,
+    SIMULATED,
+    cuda,
+    current_architecture,
+    current_device,
+    device,
+    kernel,
+    xp,
+)
+from fastperm.kernels.cuda.pooling import THREADS
+from fastperm.kernels.cuda.product_finish import part_finisher
+from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
+from fastperm.kernels.cuda.vectors import (
+    copy4,
+    end_copies,
+    load1_or_zero,
+    load2_or_zeros,
+    load4_or_zeros,
+    store2,
+    store4,
+    wait_for_copies_but_one,
+)
+from fastperm.kernels.cuda.warpgroups import (
+    SUMS,
+    begin_products,
+    end_products,
+    fence_shared,
+    wait_for_products,
+    wait_for_products_but_one,
+)
+
+ROWS, COLUMNS, WARP = 128, warpgroups.COLUMNS, 32
+BLOCK = 2 * warpgroups.WARPGROUP  # threads: as many as columns
+PRODUCT = COLUMNS // 8 * 2 * warpgroups.CORE  # words of B that a product takes
+ROOMS = 4  # for stages of B: one is multiplied while one before may still be, and two more come
+OUT_STRIDE = COLUMNS + 8  # numbers between rows of the finished tile
+# Narrower layers leave half of the block without work.
+LEAST = 192
+# Steps of a stage, of weights and of what is summed over rows; for that, registers leave room for no more.
+STEPS, STEPS_OF_ROWS = {"tf32": 32, "bfloat16": 64}, {"tf32": 32, "bfloat16": 32}
+MULTIPLY = {"tf32": warpgroups.multiply_tf32, "bfloat16": warpgroups.multiply_bf16}
+
+
+def are_there():
+    """Return whether the current device has warpgroups that multiply."""
+    return not SIMULATED and _are_there(current_device())
+
+
+@functools.cache
+def _are_there(device):
+    return current_architecture() == HOPPER
+
+
+def _products(precision, steps):
+    """Return how many products a stage is."""
+    return steps // TENSOR_CORES[precision].steps
+
+
+def _stage_adder(precision, steps):
+    """Return a function that begins to add the products of a stage, and waits for those of the stage before."""
+    multiply, products = MULTIPLY[precision], _products(precision, steps)
+    assert products in (2, 4)
+
+    @device
+    def add_stage(a, shared, room, sums):
+        begin_products()
+        multiply(sums, a[0], a[1], a[2], a[3], shared, room)
+        multiply(sums, a[4], a[5], a[6], a[7], shared, room + PRODUCT)
+        if products > 2:
+            multiply(sums, a[8], a[9], a[10], a[11], shared, room + 2 * PRODUCT)
+            multiply(sums, a[12], a[13], a[14], a[15], shared, room + 3 * PRODUCT)
+        end_products()
+        wait_for_products_but_one()
+
+    return add_stage
+
+
+def _adder_of_weights(precision):
+    """Return a function that adds A B of a tile to the sums of a thread, where A lies along k and B is `arranged`."""
+    cores, steps = TENSOR_CORES[precision], STEPS[precision]
+    rounded, pack, fours, products = cores.rounded, cores.pack, steps // 16, _products(precision, steps)
+    fetched, held, stage = 8 * fours, 4 * products, products * PRODUCT
+    own_copies = stage // 4 // BLOCK
+    add_stage = _stage_adder(precision, steps)
+
+    @device
+    def fetch_rows(A, first, second, left, second_left, numbers):
+        for i in range(fours):
+            n, step = 8 * i, 16 * i
+            numbers[n], numbers[n + 1], numbers[n + 2], numbers[n + 3] = load4_or_zeros(A, first + step, step < left)
+            numbers[n + 4], numbers[n + 5], numbers[n + 6], numbers[n + 7] = load4_or_zeros(
+                A, second + step, step < second_left
+            )
+
+    @device
+    def round_rows(numbers, a):
+        for i in range(fours):
+            n = 8 * i
+            if pack == 1:  # two products of eight steps
+                for half in range(2):
+                    j, m = n + 4 * half, n + 2 * half
+                    a[j], a[j + 1] = rounded(numbers[m]), rounded(numbers[m + 4])
+                    a[j + 2], a[j + 3] = rounded(numbers[m + 1]), rounded(numbers[m + 5])
+            else:
+                j = 4 * i
+                a[j], a[j + 1] = rounded(numbers[n], numbers[n + 1]), rounded(numbers[n + 4], numbers[n + 5])
+                a[j + 2], a[j + 3] = rounded(numbers[n + 2], numbers[n + 3]), rounded(numbers[n + 6], numbers[n + 7])
+
+    @device
+    def fetch_columns(B, start, shared, place):
+        for i in range(own_copies):
+            copy4(shared, place + 4 * BLOCK * i, B, start + 4 * BLOCK * i)
+        end_copies()
+
+    @device
+    def add_products(A, B, first_row, first_column, rows, columns, inner, k, end_k, thread, shared, sums):
+        numbers = cuda.local.array(fetched, np.float32)
+        a = cuda.local.array(held, np.float32)
+        next_a = cuda.local.array(held, np.float32)
+
+        row, step = first_row + thread // WARP * 16 + thread % WARP // 4, thread % 4 * 4
+        first = row * inner + step
+        second = first + 8 * inner
+        left = np.int32(inner - step if row < rows else 0)
+        second_left = np.int32(inner - step if row + 8 < rows else 0)
+        pairs = (inner + 2 * steps - 1) // (2 * steps)
+        B_start = first_column // COLUMNS * pairs * (2 * stage) + 4 * thread
+        fetch_columns(B, B_start, shared, 4 * thread)
+        fetch_columns(B, B_start + stage, shared, 4 * thread + stage)
+        fetch_rows(A, first, second, left, second_left, numbers)
+        # Two stages at a time, whose rows of A have registers of their own, as a stage may still be multiplied.
+        for pair in range(pairs):
+            room = pair % 2 * (2 * stage)
+            next_room = 2 * stage - room + 4 * thread
+            B_start += 2 * stage
+
+            wait_for_copies_but_one()
+            fence_shared()
+            cuda.syncthreads()  # what all have copied is there, and the stage before the last one was multiplied
+            if pair + 1 < pairs:
+                fetch_columns(B, B_start, shared, next_room)
+            else:
+                end_copies()
+            round_rows(numbers, a)
+            fetch_rows(A, first + steps, second + steps, left - steps, second_left - steps, numbers)
+            add_stage(a, shared, room, sums)
+
+            wait_for_copies_but_one()
+            fence_shared()
+            cuda.syncthreads()
+            if pair + 1 < pairs:
+                fetch_columns(B, B_start + stage, shared, next_room + stage)
+            else:
+                end_copies()
+            round_rows(numbers, next_a)
+            first += 2 * steps
+            second += 2 * steps
+            left -= 2 * steps
+            second_left -= 2 * steps
+            fetch_rows(A, first, second, left, second_left, numbers)
+            add_stage(next_a, shared, room + stage, sums)
+
+    return add_products
+
+
+def _adder_of_rows(precision):
+    """Return a function that adds A B of a tile to the sums of a thread, where neither lies along k."""
+    cores, steps = TENSOR_CORES[precision], STEPS_OF_ROWS[precision]
+    rounded, pack, products = cores.rounded, cores.pack, _products(precision, steps)
+    fetched, held, stage = 4 * products * pack, 4 * products, products * PRODUCT
+    chunk = 4 * pack  # steps that are 16 bytes
+    add_stage = _stage_adder(precision, steps)
+
+    @device
+    def fetch_rows(A, start, lead, left, numbers):
+        for i in range(products):
+            for half in range(2):
+                for j in range(pack):
+                    n, step = 2 * ((2 * i + half) * pack + j), (2 * i + half) * chunk + j
+                    numbers[n], numbers[n + 1] = load2_or_zeros(A, start + step * lead, step < left)
+
+    @device
+    def round_rows(numbers, a):
+        for i in range(products):
+            for half in range(2):
+                n, j = (2 * i + half) * 2 * pack, 4 * i + 2 * half
+                if pack == 1:
+                    a[j], a[j + 1] = rounded(numbers[n]), rounded(numbers[n + 1])
+                else:
+                    a[j], a[j + 1] = rounded(numbers[n], numbers[n + 2]), rounded(numbers[n + 1], numbers[n + 3])
+
+    @device
+    def fetch_columns(B, start, lead, left, numbers):
+        for step in range(steps):
+            numbers[step] = load1_or_zero(B, start + step * lead, step < left)
+
+    @device
+    def put_columns(numbers, shared, place):
+        for i in range(2 * products):
+            n, at = i * chunk, place + i // 2 * PRODUCT + i % 2 * warpgroups.CORE
+            if pack == 1:
+                store4(
+                    shared, at, rounded(numbers[n]), rounded(numbers[n + 1]), rounded(numbers[n + 2]),
+                    rounded(numbers[n + 3]),
+                )  # fmt: skip
+            else:
+                store4(
+                    shared, at, rounded(numbers[n], numbers[n + 1]), rounded(numbers[n + 2], numbers[n + 3]),
+                    rounded(numbers[n + 4], numbers[n + 5]), rounded(numbers[n + 6], numbers[n + 7]),
+                )  # fmt: skip
+
+    @device
+    def add_products(A, B, first_row, first_column, rows, columns, inner, k, end_k, thread, shared, sums):
+        of_A = cuda.local.array(fetched, np.float32)
+        of_B = cuda.local.array(steps, np.float32)
+        a = cuda.local.array(held, np.float32)
+        next_a = cuda.local.array(held, np.float32)
+
+        row, column = first_row + thread // WARP * 16 + thread % WARP // 4 * 2, first_column + thread
+        step = thread % 4 * pack
+        A_start, B_start = (k + step) * rows + row, k * columns + column
+        A_left = np.int32(end_k - k - step if row < rows else 0)
+        B_left = np.int32(end_k - k if column < columns else 0)
+        fetch_rows(A, A_start, rows, A_left, of_A)
+        fetch_columns(B, B_start, columns, B_left, of_B)
+        own = thread // 8 * (2 * warpgroups.CORE) + thread % 8 * 4
+        pairs = (end_k - k + 2 * steps - 1) // (2 * steps)
+        for pair in range(pairs):
+            room = pair % 2 * (2 * stage)
+
+            round_rows(of_A, a)
+            put_columns(of_B, shared, room + own)  # where the last but three was, which all have seen multiplied
+            fence_shared()
+            cuda.syncthreads()
+            fetch_rows(A, A_start + steps * rows, rows, A_left - steps, of_A)
+            fetch_columns(B, B_start + steps * columns, columns, B_left - steps, of_B)
+            add_stage(a, shared, room, sums)
+
+            round_rows(of_A, next_a)
+            put_columns(of_B, shared, room + stage + own)
+            fence_shared()
+            cuda.syncthreads()
+            A_start += 2 * steps * rows
+            B_start += 2 * steps * columns
+            A_left -= 2 * steps
+            B_left -= 2 * steps
+            fetch_rows(A, A_start, rows, A_left, of_A)
+            fetch_columns(B, B_start, columns, B_left, of_B)
+            add_stage(next_a, shared, room + stage, sums)
+
+    return add_products
+
+
+def _make(name, add_products, row_of_lane, second_row):
+    """Return the kernel with a main loop; of each 16 rows, a thread has its lane's and the one so far below."""
+    finish_part, pool_part = part_finisher(ROWS, COLUMNS, OUT_STRIDE, BLOCK)
+
+    @kernel(
+        "f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 7 + "i8 i8 i8 i8 f4* f4*",
+        threads=BLOCK,
+        name=name,
+        dynamic=True,
+        only=HOPPER,
+    )
+    def multiply(
+        A,  # (R, K), or (K, R)
+        B,  # `arranged`, or (K, N)
+        c,  # (S, N), if with_c
+        sets,  # (R,), if with_sets
+        scales,  # (R,), if scaled
+        masked_by,  # (R, N), if masked
+        weights,  # (R,), if weighted
+        with_c,
+        with_sets,
+        scaled,
+        relu,
+        masked,
+        weighted,
+        code,  # NO_POOL, SUM or MAX
+        rows,  # R
+        columns,  # N
+        inner,  # K
+        inner_part,  # of each part, K if there is one
+        out,  # (parts, R, N)
+        partials,  # (G + S − 1, N)
+    ):
+        shared = cuda.shared.array(0, FLOAT32)
+        sums = cuda.local.array(SUMS, np.float32)
+
+        thread = cuda.threadIdx.x
+        column_tiles = (columns + COLUMNS - 1) // COLUMNS
+        row_tiles = (rows + ROWS - 1) // ROWS
+        block = np.int64(cuda.blockIdx.x)
+        # Neighbouring blocks share rows of A, the larger matrix.
+        first_column = block % column_tiles * COLUMNS
+        first_row = block // column_tiles % row_tiles * ROWS
+        part = block // column_tiles // row_tiles
+        k = part * inner_part
+        end_k = min(k + inner_part, inner)
+        for i in range(SUMS):
+            sums[i] = np.float32(0)
+        add_products(A, B, first_row, first_column, rows, columns, inner, k, end_k, thread, shared, sums)
+        wait_for_products()
+        cuda.syncthreads()  # the finished tile takes the place of the stages
+
+        # The tile goes through shared memory: rows are written whole, and their columns can be added up.
+        place = (thread // WARP * 16 + thread % WARP // 4 * row_of_lane) * OUT_STRIDE + thread % 4 * 2
+        for i in range(COLUMNS // 8):
+            store2(shared, place + 8 * i, sums[4 * i], sums[4 * i + 1])
+            store2(shared, place + second_row * OUT_STRIDE + 8 * i, sums[4 * i + 2], sums[4 * i + 3])
+        cuda.syncthreads()
+        finish_part(
+            shared, first_row, first_column, thread, c, sets, scales, masked_by,
+            with_c, with_sets, scaled, relu, masked, code, True, rows, columns, part * rows, out,
+        )  # fmt: skip
+        cuda.syncthreads()
+        pool_part(
+            shared, first_row, first_column, thread,
+            sets, weights, with_sets, weighted, code, rows, columns, partials,
+        )  # fmt: skip
+
+    return multiply
+
+
+def _arranger(precision):
+    """Return the kernel of `arranged`."""
+    rounded, pack = TENSOR_CORES[precision].rounded, TENSOR_CORES[precision].pack
+
+    name = f"arranged_{TENSOR_CORES[precision].name}"
+
+    @kernel("f4* i8 i8 i8 i8 i8 f4*", threads=THREADS, name=name, only=HOPPER)
+    def arrange(
+        B,
+        k_stride,  # elements from one step to the next
+        column_stride,  # and from one column
+        inner,  # K
+        columns,  # N
+        products,  # for a tile of columns
+        out,  # (tiles, products, COLUMNS / 8, 2, 8, 4)
+    ):
+        word = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+        product = word // PRODUCT
+        column = product // products * COLUMNS + word % PRODUCT // 64 * 8 + word % 32 // 4
+        half, product = word % 64 // 32, product % products
+        if pack == 1:
+            k = product // 2 * 16 + word % 4 * 4 + product % 2 * 2 + half
+        else:
+            k = product * 16 + word % 4 * 4 + half * 2
+        place = k * k_stride + column * column_stride
+        if pack == 1:
+            out[word] = rounded(load1_or_zero(B, place, k < inner and column < columns))
+        else:
+            low = load1_or_zero(B, place, k < inner and column < columns)
+            out[word] = rounded(low, load1_or_zero(B, place + k_stride, k + 1 < inner and column < columns))
+
+    return arrange
+
+
+# By whether A lies along k.
+NAMES = {True: "product_warpgroups", False: "product_transposed_warpgroups"}
+KERNELS_OF = {
+    precision: {
+        True: _make(f"{NAMES[True]}_{cores.name}", _adder_of_weights(precision), 1, 8),
+        False: _make(f"{NAMES[False]}_{cores.name}", _adder_of_rows(precision), 2, 1),
+    }
+    for precision, cores in TENSOR_CORES.items()
+}
+ARRANGERS = {precision: _arranger(precision) for precision in TENSOR_CORES}
+
+
+def arranged(precision, B, *, along_k=False):
+    """Return weights (K, N), or (N, K) if they lie along k, as a kernel takes them: stages of tiles of columns."""
+    inner, columns = B.shape[::-1] if along_k else B.shape
+    steps = 2 * STEPS[precision]
+    products = -(-inner // steps) * _products(precision, steps)
+    size = -(-columns // COLUMNS) * products * PRODUCT
+    out = xp().empty(size, np.float32)
+    strides = (1, inner) if along_k else (columns, 1)
+    ARRANGERS[precision](size // THREADS, B, *strides, inner, columns, products, out)
+    return out
+
+
+def tiles(rows, columns):
+    """Return how many tiles a matrix has."""
+    return -(-rows // ROWS) * -(-columns // COLUMNS)
+
+
+def launch(blocks, precision, *arguments, A_along_k):
+    """Launch the kernel of a precision and of how A lies, with the arguments of `multiply`."""
+    steps = (STEPS if A_along_k else STEPS_OF_ROWS)[precision]
+    shared = 4 * max(ROOMS * _products(precision, steps) * PRODUCT, ROWS * OUT_STRIDE)
+    KERNELS_OF[precision][A_along_k](blocks, *arguments, shared=shared)
