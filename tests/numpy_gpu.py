@@ -267,7 +267,7 @@ class Shared:
         self._races = Races(blocks, threads, size, cluster)
         self._groups = np.zeros(self.threads, np.int64)  # of copies that a thread has begun
         self._copies = []
-        self._products = []  # that are not waited for: a lane of the warp, the group, words that are read, and their bits
+        self._products = []  # that are not waited for: a lane of the warp, the group, which words are read, their bits
         self._product_groups = np.zeros(self.threads, np.int64)
         self._fences = np.zeros(self.threads, np.int64)  # of a thread
         self._written_after = np.zeros(len(self._bytes) // 4, np.int64)  # which fence of its writer, by word

@@ -898,7 +898,7 @@ def products_of_integers(counts, inner, columns, precisions=("tf32", "bfloat16")
     else [
         *(((3,), 16, 16), ((300, 1, 212), 20, 132), ((1, 4095), 132, 260)),
         *(((512,) * many(40), 512, 64), ((512,) * many(40), 16, 128), ((7,), 1020, 128)),
-        # These are left to warpgroups: one tile that nearly nothing fills, edges on all sides, many stages, whole tiles.
+        # These are left to warpgroups: a tile that nearly nothing fills, edges on all sides, many stages, whole tiles.
         *(((3,), 192, 192), ((300, 1, 212), 196, 260), ((1, 126), 1020, 256), ((512,) * many(40, 2), 512, 512)),
     ],
     ids=brief,

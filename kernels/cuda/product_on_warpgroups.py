@@ -1,13 +1,13 @@
-"""The product of ``product.py`` on the tensor cores of Hopper, by warpgroups, in one launch with its start and its finish.
+"""The product of ``product.py`` by warpgroups, on the tensor cores of Hopper, in one launch with its start and finish.
 
-A block of two warpgroups computes 128 rows × 256 columns; a warp has 16 of the rows, and all columns. Its rows of A come
-from memory to the registers that multiply them, a stage ahead, and are rounded there; B lies in shared memory in the
-order in which tensor cores take it (``warpgroups.py``), in a ring of stages. While a stage is multiplied, the threads
-bring the next one.
+A block of two warpgroups computes 128 rows × 256 columns; a warp has 16 of the rows, and all columns. Its rows of A
+come from memory to the registers that multiply them, a stage ahead, and are rounded there; B lies in shared memory in
+the order in which tensor cores take it (``warpgroups.py``), in a ring of stages. While a stage is multiplied, the
+threads bring the next one.
 
 - In x W and g Wᵀ, B is the layer's weights, which a launch before has rounded and put into that order (`arranged`), so
-  that a stage is a piece of memory. Of 16 steps along k a thread has four that lie side by side, 128 bits: which step is
-  which of a product matters to nobody, as long as it is the same in both factors.
+  that a stage is a piece of memory. Of 16 steps along k a thread has four that lie side by side, 128 bits: which step
+  is which of a product matters to nobody, as long as it is the same in both factors.
 - In xᵀ g, a thread has its column of B in registers, too, rounds it, and writes it to shared memory. Of 16 rows, which
   are features that lie side by side, a thread has two neighbours, as rows g and g + 8 of a product.
 """

@@ -1,4 +1,4 @@
-"""Products of a warpgroup, four warps, on the tensor cores of Hopper (compute capability 9.0), and how to wait for them.
+"""Products of a warpgroup, four warps, on the tensor cores of Hopper (compute capability 9.0), and waits for them.
 
 One factor is in registers, the other one in shared memory, where the tensor cores read it by themselves, while the
 threads go on. Registers of a product, and the shared memory that it reads, are its own until it was waited for.
