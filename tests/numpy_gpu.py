@@ -26,6 +26,7 @@ MOST_SHARED = 232448  # bytes of a block
 BLOCKS = 3  # that a launch of whole networks has at most: so there are more sets
 RUNS = 0
 WARPGROUP = 4 * ptx.WARP
+SPINS = 1000  # in vain
 WAITS = ptx.FOR_WARP, ptx.FOR_BLOCK, ptx.FOR_CLUSTER
 
 
@@ -232,6 +233,14 @@ class Memory:
         for lanes, array, places in self._found(M, addresses, _size(sources)):
             _store(array, lanes, places, sources)
 
+    def bytes_at(self, address, size):
+        """Return so many bytes."""
+        owner = np.searchsorted(self._starts, address, "right") - 1
+        place = address - self._starts[owner]
+        if owner < 0 or place + size > len(self._arrays[owner]):
+            raise GpuError(f"a copy of {size} bytes beyond all arrays of the launch")
+        return self._arrays[owner][place : place + size].copy()
+
     def _found(self, M, addresses, size):
         """Return accesses of so many bytes: threads, an array, and places there in bytes; mostly of one array."""
         lanes, addresses = _lanes(M, addresses, self.threads)
@@ -245,6 +254,23 @@ class Memory:
             if owner < 0 or places.max() + size > len(self._arrays[owner]):
                 raise GpuError(f"an access to {size} bytes beyond all arrays of the launch, or between them")
             yield lanes[own], self._arrays[owner], places
+
+
+class Barrier:
+    """One that counts bytes: of a block, at a place, for so many threads that say what they expect."""
+
+    def __init__(self, place, block, count, threads):
+        self.place, self.block, self.phase, self._count = place, block, 0, count
+        self.seen = np.zeros(threads, np.int64)  # which phase a thread has seen begin
+        self._wait_for_more()
+
+    def begin_anew(self):
+        """Begin the next phase."""
+        self.phase += 1
+        self._wait_for_more()
+
+    def _wait_for_more(self):
+        self.missing, self.expected, self.copies = self._count, 0, []
 
 
 class Shared:
@@ -271,12 +297,17 @@ class Shared:
         self._product_groups = np.zeros(self.threads, np.int64)
         self._fences = np.zeros(self.threads, np.int64)  # of a thread
         self._written_after = np.zeros(len(self._bytes) // 4, np.int64)  # which fence of its writer, by word
+        self._barriers = []  # that count bytes
+        self._brought_by = np.full(len(self._bytes) // 4, -1)  # which of them a word came with
+        self._spins = 0
         self._seen_after = np.full(blocks, -1)  # how often a cluster had waited when another read a block's memory
 
     def end(self, lanes):
         """Let these threads end; of their blocks none may still be read by others."""
         if any(lane in lanes for lane, *_ in self._products):
             raise GpuError("a thread ends before its products are done")
+        if any(self._block[lane] == barrier.block and barrier.copies for lane in lanes for barrier in self._barriers):
+            raise GpuError("a block ends before what is copied to it has arrived")
         for lane in lanes[:: ptx.WARP]:
             if self._seen_after[self._block[lane]] == self._races.waited(lane):
                 raise GpuError("a block ends while others of its cluster may still read its shared memory")
@@ -285,6 +316,7 @@ class Shared:
         """Load numbers side by side into registers."""
         lanes, places = self._found(M, addresses, _size(targets))
         self._races.read(lanes, places, _size(targets))
+        self._must_have_waited(lanes, places // 4)
         _load(self._bytes, lanes, places, targets)
 
     def store(self, M, addresses, sources):
@@ -347,6 +379,7 @@ class Shared:
             bits = self._bytes.view("u4")[words]
             for lane in warps:
                 self._races.read(np.full(words.size, lane), words.ravel() * 4, 4)
+                self._must_have_waited(np.full(words.size, lane), words.ravel())
                 self._products.append((lane, self._product_groups[lane], words, bits))
             found[warps[0] // WARPGROUP] = bits.reshape(-1, 2, 8, 4).transpose(0, 2, 1, 3).reshape(columns, 8)
         return found
@@ -368,6 +401,70 @@ class Shared:
                 left.append((lane, group, words, bits))
         self._products = left
 
+    def make_barrier(self, M, addresses, count):
+        """Make barriers that count bytes, for so many threads that say how many they expect."""
+        for lane, place in zip(*self._found(M, addresses, 8), strict=True):
+            self._barriers.append(Barrier(place, self._block[lane], count, self.threads))
+
+    def expect(self, M, addresses, counts):
+        """Let threads say how many bytes they expect."""
+        lanes, places = self._found(M, addresses, 8)
+        for place, count in zip(places, np.broadcast_to(_own(counts, lanes), len(lanes)), strict=True):
+            barrier = self._barrier_at(place)
+            barrier.missing -= 1
+            barrier.expected += int(count)
+
+    def copy_to_blocks(self, M, addresses, memory, sources, sizes, barriers, blocks):
+        """Begin to copy to the same place of several blocks of a cluster, whose barriers count the bytes."""
+        lanes, places = self._found(M, addresses, 16)
+        _, at = self._found(M, barriers, 8)
+        settings = (np.broadcast_to(_own(value, lanes), len(lanes)) for value in (sources, sizes, blocks))
+        for lane, place, barrier, source, size, mask in zip(lanes, places, at, *settings, strict=True):
+            if source % 16 or size % 16 or place % self._size + size > self._size or mask >> self._cluster:
+                raise GpuError("a copy to blocks that is not aligned, too long, or to blocks that there are not")
+            copied, own = memory.bytes_at(int(source), int(size)), self._block[lane] % self._cluster
+            for block in range(self._cluster):
+                if mask >> block & 1:
+                    to = place + (block - own) * self._size
+                    self._note_write(np.array([lane]), np.array([to]), int(size))
+                    self._bytes[to : to + size] = 255
+                    self._barrier_at(barrier + (block - own) * self._size).copies.append((to, copied))
+
+    def have_arrived(self, M, addresses, phases):
+        """Return whether the phases of barriers, even or odd, have ended, for all threads."""
+        lanes, places = self._found(M, addresses, 8)
+        ended = np.zeros(self.threads, bool)
+        for place in np.unique(places):
+            barrier, own = self._barrier_at(place), lanes[places == place]
+            coming = sum(len(copied) for _, copied in barrier.copies)
+            if barrier.missing == 0 and coming == barrier.expected:
+                for to, copied in barrier.copies:
+                    words = np.arange(to // 4, (to + len(copied)) // 4)
+                    self._bytes[to : to + len(copied)] = copied
+                    self._races.forget(words)
+                    self._brought_by[words] = self._barriers.index(barrier)
+                barrier.begin_anew()
+            ended[own] = barrier.phase % 2 != np.broadcast_to(_own(phases, own), len(own))
+            barrier.seen[own[ended[own]]] = barrier.phase
+        self._spins = 0 if ended.any() else self._spins + 1
+        if self._spins > SPINS:
+            raise GpuError("threads wait for bytes that will not come")
+        return ended
+
+    def _barrier_at(self, place):
+        found = [barrier for barrier in self._barriers if barrier.place == place]
+        if not found:
+            raise GpuError("there is no barrier")
+        return found[-1]
+
+    def _must_have_waited(self, lanes, words):
+        """Let threads read words, which may have come with a barrier that they have to wait for."""
+        brought_by = self._brought_by[words]
+        for number in np.unique(brought_by[brought_by >= 0]):
+            barrier = self._barriers[number]
+            if (barrier.seen[lanes[brought_by == number]] < barrier.phase).any():
+                raise GpuError("a thread reads what was copied without having waited for it")
+
     def wait(self, kind, lanes):
         """Let these threads have waited for their warp, block, or cluster."""
         self._races.wait(kind, lanes)
@@ -376,6 +473,7 @@ class Shared:
         self._races.write(lanes, places, size)
         for word in range(-(-size // 4)):
             self._written_after[places // 4 + word] = self._fences[lanes]
+            self._brought_by[places // 4 + word] = -1
 
     def _write(self, lanes, places, copied):
         self._note_write(lanes, places, 16)
@@ -436,6 +534,10 @@ class Races:
     def write(self, lanes, places, size):
         """Let threads write so many bytes each."""
         self._note(True, lanes, places, size)
+
+    def forget(self, words):
+        """Let these words be written by no thread, in an order that others see to."""
+        self._writer[words] = -1
 
     def writers(self, words):
         """Return which thread has written to each word last, or −1."""

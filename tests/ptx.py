@@ -16,7 +16,7 @@ import numpy as np
 WARP = 32
 # What ends a part of a kernel: threads may wait there for others, or go on elsewhere.
 JUMP, BRANCH, END, FOR_WARP, FOR_BLOCK, FOR_CLUSTER = range(6)
-WAITS = {"bar.warp.sync": FOR_WARP, "bar.sync": FOR_BLOCK, "barrier.cluster.wait.acquire": FOR_CLUSTER}
+WAITS = {"bar.warp.sync": FOR_WARP, "bar.sync": FOR_BLOCK, "barrier.cluster.wait": FOR_CLUSTER}
 
 DTYPES = {"pred": "?", "b16": "u2", "b32": "u4", "b64": "u8"}
 DTYPES |= {f"{kind}{8 * size}": f"{code}{size}" for kind, code in zip("usf", "uif", strict=True) for size in (2, 4, 8)}
@@ -152,8 +152,8 @@ def _part(number, instructions, labels):
     assert not any(instruction.code.startswith("barrier.cluster.arrive") for instruction in instructions[:-2])
     if code == "ret":
         return Part(instructions[:-1], END, None, -1)
-    if code in WAITS:
-        return Part(instructions[:-1], WAITS[code], None, number + 1)
+    if wait := next((wait for name, wait in WAITS.items() if code.startswith(name)), None):
+        return Part(instructions[:-1], wait, None, number + 1)
     return Part(instructions, JUMP if instructions else END, None, number + 1)
 
 
@@ -405,6 +405,12 @@ class Translator:
             return ["shared.end_copies(M)"]
         if code == "cp.async.wait_group":
             return [f"shared.wait_for_copies(M, {int(operands[0])})"]
+        if code.startswith("cp.async.bulk."):
+            how = "shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+            assert code == f"cp.async.bulk.{how}", code
+            target, source, size, barrier, blocks = operands
+            where = f"{self._address(target)}, memory, {self._address(source)}, {self._value(size, 'u4')}"
+            return [f"shared.copy_to_blocks(M, {where}, {self._address(barrier)}, {self._value(blocks, 'u2')})"]
         assert code == "cp.async.cg.shared.global", code
         target, source, size, *read = operands
         assert size == "16", size
@@ -436,9 +442,23 @@ class Translator:
         return [f"{kind}_product_of_warpgroups(M, ({', '.join(d)}), ({', '.join(a)}), {b})"]
 
     def _fence(self, code):
+        if code == "fence.mbarrier_init.release.cluster":
+            return []
         assert code == "fence.proxy.async.shared::cta", code
         return ["shared.fence(M)"]
 
+    def _mbarrier(self, code, *operands):
+        if code == "mbarrier.init.shared::cta.b64":
+            place, count = operands
+            return [f"shared.make_barrier(M, {self._address(place)}, {int(count)})"]
+        if code == "mbarrier.arrive.expect_tx.shared::cta.b64":
+            _, place, count = operands
+            return [f"shared.expect(M, {self._address(place)}, {self._value(count, 'u4')})"]
+        assert code == "mbarrier.try_wait.parity.shared::cta.b64", code
+        target, place, phase = operands
+        value = f"shared.have_arrived(M, {self._address(place)}, {self._value(phase, 'u4')})"
+        return self._put(target, "?", value)
+
     def _barrier(self, code):
-        assert code == "barrier.cluster.arrive.release", code
+        assert code in ("barrier.cluster.arrive.release", "barrier.cluster.arrive.relaxed.aligned"), code
         return []  # the wait comes next, as `_part` has seen

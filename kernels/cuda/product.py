@@ -113,8 +113,7 @@ def product(
     rest, shape = (*given, *flags), (rows, columns, inner, inner)
     if way == ON_WARPGROUPS:
         B = product_on_warpgroups.arranged(precision, B, along_k=B_along_k)
-        tiles = product_on_warpgroups.tiles(rows, columns)
-        product_on_warpgroups.launch(tiles, precision, A, B, *rest, *shape, out, partials, A_along_k=True)
+        product_on_warpgroups.launch_of_weights(precision, A, B, rest, rows, columns, inner, out, partials)
     elif way == ON_CORES:
         B = product_on_cores.weights_for(precision, B, is_aligned=B_aligned)  # they begin anywhere among the parameters
         tiles, how = _tiles(product_on_cores.TILE, rows, columns), {"A_along_k": True, "B_along_k": B_along_k}
@@ -150,14 +149,14 @@ def add_transposed_product(
     parts = -(-inner // inner_part)
     out = xp().empty((parts, rows, columns), np.float32)
     nothing = (None,) * 5
-    factors, shape = (x, g, *nothing, *flags_of(*nothing, False, NO_POOL)), (rows, columns, inner, inner_part)
+    rest, shape = (*nothing, *flags_of(*nothing, False, NO_POOL)), (rows, columns, inner, inner_part)
     if way == ON_WARPGROUPS:
-        product_on_warpgroups.launch(tiles * parts, precision, *factors, *shape, out, None, A_along_k=False)
+        product_on_warpgroups.launch_of_rows(precision, parts, x, g, rest, *shape, out)
     elif way == ON_CORES:
         how = {"A_along_k": False, "B_along_k": False}
-        product_on_cores.launch(tiles * parts, precision, *factors, *shape, out, None, **how)
+        product_on_cores.launch(tiles * parts, precision, x, g, *rest, *shape, out, None, **how)
     else:
-        kernels["transposed"](tiles * parts, *factors, *alignment, aligned(out, columns), *shape, out, None)
+        kernels["transposed"](tiles * parts, x, g, *rest, *alignment, aligned(out, columns), *shape, out, None)
     add_parts(out, total)
 
 

@@ -17,6 +17,16 @@ import functools
 import numpy as np
 
 from fastperm.kernels.cuda import warpgroups
+from fastperm.kernels.cuda.bulk_copies import (
+    BARRIER,
+    barriers_are_made,
+    copy_to_blocks,
+    expect_bytes,
+    have_arrived,
+    make_barrier,
+    meet_cluster,
+)
+from fastperm.kernels.cuda.cluster_probe import clusters_run
 from fastperm.kernels.cuda.compiling import (
     FLOAT32,
     HOPPER,
@@ -32,14 +42,14 @@ from fastperm.kernels.cuda.pooling import THREADS
 from fastperm.kernels.cuda.product_finish import part_finisher
 from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
 from fastperm.kernels.cuda.vectors import (
-    copy4,
-    end_copies,
+    cluster_barrier,
+    cluster_rank,
+    cluster_size,
     load1_or_zero,
     load2_or_zeros,
     load4_or_zeros,
     store2,
     store4,
-    wait_for_copies_but_one,
 )
 from fastperm.kernels.cuda.warpgroups import (
     SUMS,
@@ -55,10 +65,14 @@ BLOCK = 2 * warpgroups.WARPGROUP  # threads: as many as columns
 PRODUCT = COLUMNS // 8 * 2 * warpgroups.CORE  # words of B that a product takes
 ROOMS = 4  # for stages of B: one is multiplied while one before may still be, and two more come
 OUT_STRIDE = COLUMNS + 8  # numbers between rows of the finished tile
+TEAM = 2  # blocks that share columns of weights, each of which brings its part of them to all
 # Narrower layers leave half of the block without work.
 LEAST = 192
 # Steps of a stage, of weights and of what is summed over rows; for that, registers leave room for no more.
 STEPS, STEPS_OF_ROWS = {"tf32": 32, "bfloat16": 64}, {"tf32": 32, "bfloat16": 32}
+# Where barriers begin in shared memory, in words: behind the stages, of four products at most, and the finished tile.
+BARRIERS = max(ROOMS * 4 * PRODUCT, ROWS * OUT_STRIDE)
+SHARED_BYTES = 4 * (BARRIERS + BARRIER * ROOMS)
 MULTIPLY = {"tf32": warpgroups.multiply_tf32, "bfloat16": warpgroups.multiply_bf16}
 
 
@@ -101,7 +115,6 @@ def _adder_of_weights(precision):
     cores, steps = TENSOR_CORES[precision], STEPS[precision]
     rounded, pack, fours, products = cores.rounded, cores.pack, steps // 16, _products(precision, steps)
     fetched, held, stage = 8 * fours, 4 * products, products * PRODUCT
-    own_copies = stage // 4 // BLOCK
     add_stage = _stage_adder(precision, steps)
 
     @device
@@ -128,10 +141,18 @@ def _adder_of_weights(precision):
                 a[j + 2], a[j + 3] = rounded(numbers[n + 2], numbers[n + 3]), rounded(numbers[n + 6], numbers[n + 7])
 
     @device
-    def fetch_columns(B, start, shared, place):
-        for i in range(own_copies):
-            copy4(shared, place + 4 * BLOCK * i, B, start + 4 * BLOCK * i)
-        end_copies()
+    def fetch_columns(B, start, shared, room, rank, team):
+        barrier, share = BARRIERS + BARRIER * room, stage // team
+        expect_bytes(shared, barrier, 4 * stage)
+        copy_to_blocks(
+            shared, room * stage + rank * share, B, start + rank * share, 4 * share, barrier, (1 << team) - 1
+        )  # fmt: skip
+
+    @device
+    def wait_for_columns(shared, room, phase):
+        while not have_arrived(shared, BARRIERS + BARRIER * room, phase):
+            pass
+        cuda.syncwarp()  # products are begun by whole warps, and one thread had copies to begin
 
     @device
     def add_products(A, B, first_row, first_column, rows, columns, inner, k, end_k, thread, shared, sums):
@@ -145,41 +166,41 @@ def _adder_of_weights(precision):
         left = np.int32(inner - step if row < rows else 0)
         second_left = np.int32(inner - step if row + 8 < rows else 0)
         pairs = (inner + 2 * steps - 1) // (2 * steps)
-        B_start = first_column // COLUMNS * pairs * (2 * stage) + 4 * thread
-        fetch_columns(B, B_start, shared, 4 * thread)
-        fetch_columns(B, B_start + stage, shared, 4 * thread + stage)
+        rank, team = cluster_rank(), cluster_size()
+        B_start = first_column // COLUMNS * pairs * (2 * stage)
+        if thread == 0:
+            for room in range(ROOMS):
+                make_barrier(shared, BARRIERS + BARRIER * room)
+            barriers_are_made()
+        cluster_barrier()
+        if thread == 0:
+            fetch_columns(B, B_start, shared, 0, rank, team)
+            fetch_columns(B, B_start + stage, shared, 1, rank, team)
         fetch_rows(A, first, second, left, second_left, numbers)
         # Two stages at a time, whose rows of A have registers of their own, as a stage may still be multiplied.
         for pair in range(pairs):
-            room = pair % 2 * (2 * stage)
-            next_room = 2 * stage - room + 4 * thread
+            room, phase = pair % 2 * 2, pair // 2 % 2
             B_start += 2 * stage
 
-            wait_for_copies_but_one()
-            fence_shared()
-            cuda.syncthreads()  # what all have copied is there, and the stage before the last one was multiplied
-            if pair + 1 < pairs:
-                fetch_columns(B, B_start, shared, next_room)
-            else:
-                end_copies()
+            meet_cluster()  # all have multiplied the stage before the last one
+            if thread == 0 and pair + 1 < pairs:
+                fetch_columns(B, B_start, shared, 2 - room, rank, team)
+            wait_for_columns(shared, room, phase)
             round_rows(numbers, a)
             fetch_rows(A, first + steps, second + steps, left - steps, second_left - steps, numbers)
-            add_stage(a, shared, room, sums)
+            add_stage(a, shared, room * stage, sums)
 
-            wait_for_copies_but_one()
-            fence_shared()
-            cuda.syncthreads()
-            if pair + 1 < pairs:
-                fetch_columns(B, B_start + stage, shared, next_room + stage)
-            else:
-                end_copies()
+            meet_cluster()
+            if thread == 0 and pair + 1 < pairs:
+                fetch_columns(B, B_start + stage, shared, 3 - room, rank, team)
+            wait_for_columns(shared, room + 1, phase)
             round_rows(numbers, next_a)
             first += 2 * steps
             second += 2 * steps
             left -= 2 * steps
             second_left -= 2 * steps
             fetch_rows(A, first, second, left, second_left, numbers)
-            add_stage(next_a, shared, room + stage, sums)
+            add_stage(next_a, shared, (room + 1) * stage, sums)
 
     return add_products
 
@@ -272,8 +293,11 @@ def _adder_of_rows(precision):
     return add_products
 
 
-def _make(name, add_products, row_of_lane, second_row):
-    """Return the kernel with a main loop; of each 16 rows, a thread has its lane's and the one so far below."""
+def _make(name, add_products, row_of_lane, second_row, *, clustered):
+    """Return the kernel with a main loop; of each 16 rows, a thread has its lane's and the one so far below.
+
+    ``clustered`` says whether blocks of a cluster share columns, each with rows of its own.
+    """
     finish_part, pool_part = part_finisher(ROWS, COLUMNS, OUT_STRIDE, BLOCK)
 
     @kernel(
@@ -281,6 +305,7 @@ def _make(name, add_products, row_of_lane, second_row):
         threads=BLOCK,
         name=name,
         dynamic=True,
+        clustered=clustered,
         only=HOPPER,
     )
     def multiply(
@@ -309,13 +334,15 @@ def _make(name, add_products, row_of_lane, second_row):
         sums = cuda.local.array(SUMS, np.float32)
 
         thread = cuda.threadIdx.x
+        team = cluster_size() if clustered else 1
         column_tiles = (columns + COLUMNS - 1) // COLUMNS
-        row_tiles = (rows + ROWS - 1) // ROWS
+        row_tiles = ((rows + ROWS - 1) // ROWS + team - 1) // team * team
         block = np.int64(cuda.blockIdx.x)
-        # Neighbouring blocks share rows of A, the larger matrix.
-        first_column = block % column_tiles * COLUMNS
-        first_row = block // column_tiles % row_tiles * ROWS
-        part = block // column_tiles // row_tiles
+        # Neighbouring blocks, or clusters, share rows of A, the larger matrix.
+        own_team = block // team
+        first_column = own_team % column_tiles * COLUMNS
+        first_row = (own_team // column_tiles * team + block % team) % row_tiles * ROWS
+        part = own_team // column_tiles * team // row_tiles
         k = part * inner_part
         end_k = min(k + inner_part, inner)
         for i in range(SUMS):
@@ -381,8 +408,8 @@ def _arranger(precision):
 NAMES = {True: "product_warpgroups", False: "product_transposed_warpgroups"}
 KERNELS_OF = {
     precision: {
-        True: _make(f"{NAMES[True]}_{cores.name}", _adder_of_weights(precision), 1, 8),
-        False: _make(f"{NAMES[False]}_{cores.name}", _adder_of_rows(precision), 2, 1),
+        True: _make(f"{NAMES[True]}_{cores.name}", _adder_of_weights(precision), 1, 8, clustered=True),
+        False: _make(f"{NAMES[False]}_{cores.name}", _adder_of_rows(precision), 2, 1, clustered=False),
     }
     for precision, cores in TENSOR_CORES.items()
 }
@@ -406,8 +433,15 @@ def tiles(rows, columns):
     return -(-rows // ROWS) * -(-columns // COLUMNS)
 
 
-def launch(blocks, precision, *arguments, A_along_k):
-    """Launch the kernel of a precision and of how A lies, with the arguments of `multiply`."""
-    steps = (STEPS if A_along_k else STEPS_OF_ROWS)[precision]
-    shared = 4 * max(ROOMS * _products(precision, steps) * PRODUCT, ROWS * OUT_STRIDE)
-    KERNELS_OF[precision][A_along_k](blocks, *arguments, shared=shared)
+def launch_of_weights(precision, A, weights, rest, rows, columns, inner, out, partials):
+    """Launch A B for `arranged` weights."""
+    team = TEAM if -(-rows // ROWS) > 1 and clusters_run(TEAM, SHARED_BYTES) else 1
+    blocks = -(-rows // (ROWS * team)) * team * -(-columns // COLUMNS)
+    kernel = KERNELS_OF[precision][True]
+    kernel(blocks, A, weights, *rest, rows, columns, inner, inner, out, partials, shared=SHARED_BYTES, cluster=team)
+
+
+def launch_of_rows(precision, parts, x, g, rest, rows, columns, inner, inner_part, out):
+    """Launch xᵀ g, in so many parts of the rows."""
+    blocks = tiles(rows, columns) * parts
+    KERNELS_OF[precision][False](blocks, x, g, *rest, rows, columns, inner, inner_part, out, None, shared=SHARED_BYTES)

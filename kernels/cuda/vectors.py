@@ -215,11 +215,22 @@ else:
     _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
     _SHARED = 3  # the number of this address space
 
-    def _address(context, builder, array_type, of, vector):
+    def address_of(context, builder, array_type, of, vector=_FLOAT):
+        """Return the address of an element, given the array and its place, for the code of intrinsics."""
         array, place = of
         if isinstance(array_type, types.Array):
             array = context.make_array(array_type)(context, builder, array).data
         return builder.bitcast(builder.gep(array, [place]), vector.as_pointer())
+
+    def together(builder, assembly, arguments):
+        """Call what all threads of a warp do at once: a compiler may not let some of them do it in another place."""
+        return builder.call(assembly, arguments, attrs=("convergent",))
+
+    def shared_address_of(context, builder, array_type, of):
+        """Return the address of an element in shared memory, as a number of 32 bits."""
+        # As the compiler says it, who knows where the array lies, so that it takes no instruction.
+        address = builder.addrspacecast(address_of(context, builder, array_type, of), _FLOAT.as_pointer(_SHARED))
+        return builder.ptrtoint(address, _INT)
 
     def _lane(i):
         return ir.Constant(_INT, i)
@@ -228,7 +239,7 @@ else:
         vector_type = ir.VectorType(_FLOAT, length)
 
         def generate(context, builder, signature, arguments):
-            address = _address(context, builder, signature.args[0], arguments, vector_type)
+            address = address_of(context, builder, signature.args[0], arguments, vector_type)
             vector = builder.load(address, align=4 * length)
             numbers = [builder.extract_element(vector, _lane(i)) for i in range(length)]
             return context.make_tuple(builder, signature.return_type, numbers)
@@ -239,7 +250,7 @@ else:
         vector_type = ir.VectorType(_FLOAT, length)
 
         def generate(context, builder, signature, arguments):
-            address = _address(context, builder, signature.args[0], arguments[:2], vector_type)
+            address = address_of(context, builder, signature.args[0], arguments[:2], vector_type)
             vector = ir.Constant(vector_type, ir.Undefined)
             for i, number in enumerate(arguments[2:]):
                 vector = builder.insert_element(vector, number, _lane(i))
@@ -257,7 +268,7 @@ else:
         """Return one float32 of an array; ``place``, counted in elements, is not negative."""
 
         def generate(context, builder, signature, arguments):
-            return builder.load(_address(context, builder, signature.args[0], arguments, _FLOAT))
+            return builder.load(address_of(context, builder, signature.args[0], arguments))
 
         return types.float32(array, types.int64), generate
 
@@ -266,7 +277,7 @@ else:
         """Write one float32 to an array; ``place``, counted in elements, is not negative."""
 
         def generate(context, builder, signature, arguments):
-            builder.store(arguments[2], _address(context, builder, signature.args[0], arguments[:2], _FLOAT))
+            builder.store(arguments[2], address_of(context, builder, signature.args[0], arguments[:2]))
 
         return types.void(array, types.int64, types.float32), generate
 
@@ -290,7 +301,7 @@ else:
         load = ir.InlineAsm(function, code, ",".join([*["=&f"] * length, "l", "r"]), side_effect=True)
 
         def generate(context, builder, signature, arguments):
-            address = _address(context, builder, signature.args[0], arguments[:2], _FLOAT)
+            address = address_of(context, builder, signature.args[0], arguments[:2])
             there = builder.zext(arguments[2], _INT)
             found = builder.call(load, [builder.ptrtoint(address, ir.IntType(64)), there])
             if length == 1:
@@ -330,13 +341,9 @@ else:
 
     def _copy(context, builder, signature, arguments):
         """Begin to copy; the last argument, if there are five, says whether the numbers are there."""
-        to, source = (
-            _address(context, builder, kind, of, _FLOAT)
-            for kind, of in zip((signature.args[0], signature.args[2]), (arguments[:2], arguments[2:4]), strict=True)
-        )
-        # As the compiler says it, who knows where the array lies, so that it takes no instruction.
-        to = builder.addrspacecast(to, _FLOAT.as_pointer(_SHARED))
-        addresses = [builder.ptrtoint(to, _INT), builder.ptrtoint(source, ir.IntType(64))]
+        source = address_of(context, builder, signature.args[2], arguments[2:4])
+        to = shared_address_of(context, builder, signature.args[0], arguments[:2])
+        addresses = [to, builder.ptrtoint(source, ir.IntType(64))]
         if len(arguments) == 4:
             copy = _assembly("cp.async.cg.shared.global [$0], [$1], 16;", "r,l,", _INT, ir.IntType(64))
             builder.call(copy, addresses)
@@ -403,7 +410,7 @@ else:
     def cluster_barrier(typing_context):
         """Wait for all threads of the cluster, and see what they wrote."""
         both = "barrier.cluster.arrive.release; barrier.cluster.wait.acquire;"
-        return types.void(), lambda _, builder, *__: _then_nothing(builder, both)
+        return types.void(), lambda _, builder, *__: together(builder, _assembly(both, ""), []) and None
 
     @intrinsic
     def load1_of_block(typing_context, shared, place, rank):
@@ -416,7 +423,7 @@ else:
         load = ir.InlineAsm(kind, code, "=f,l,r,~{memory}", side_effect=True)
 
         def generate(context, builder, signature, arguments):
-            address = _address(context, builder, signature.args[0], arguments[:2], _FLOAT)
+            address = address_of(context, builder, signature.args[0], arguments[:2])
             rank = builder.trunc(arguments[2], _INT)
             return builder.call(load, [builder.ptrtoint(address, ir.IntType(64)), rank])
 
@@ -516,7 +523,7 @@ else:
 
         def generate(context, builder, signature, arguments):
             bits = [builder.bitcast(argument, _INT) for argument in arguments[:6]]
-            found = builder.call(product, bits + list(arguments[6:]))
+            found = together(builder, product, bits + list(arguments[6:]))
             numbers = [builder.extract_value(found, i) for i in range(4)]
             return context.make_tuple(builder, signature.return_type, numbers)
 

@@ -24,15 +24,15 @@ else:
     from numba import types
 
     from fastperm.kernels.cuda.compiling import intrinsic
+    from fastperm.kernels.cuda.vectors import shared_address_of, together
 
     _FLOAT, _INT, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-    _SHARED = 3  # the number of this address space
     # Of a descriptor, in units of 16 bytes: from one core matrix to the next along k, and along the columns.
     _STRIDES = (4 * CORE >> 4) << 16 | (8 * CORE >> 4) << 32
 
     def _statement(code):
         assembly = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), code, "~{memory}", side_effect=True)
-        return types.void(), lambda _, builder, *__: builder.call(assembly, []) and None
+        return types.void(), lambda _, builder, *__: together(builder, assembly, []) and None
 
     @intrinsic
     def fence_shared(typing_context):
@@ -76,12 +76,11 @@ else:
             sums, *a, shared, place = arguments
             sums = context.make_array(signature.args[0])(context, builder, sums).data
             places = [builder.gep(sums, [ir.Constant(_LONG, i)]) for i in range(SUMS)]
-            shared = context.make_array(signature.args[5])(context, builder, shared).data
-            address = builder.addrspacecast(builder.gep(shared, [place]), _FLOAT.as_pointer(_SHARED))
-            sixteens = builder.lshr(builder.ptrtoint(address, _INT), ir.Constant(_INT, 4))
+            address = shared_address_of(context, builder, signature.args[5], (shared, place))
+            sixteens = builder.lshr(address, ir.Constant(_INT, 4))
             descriptor = builder.or_(builder.zext(sixteens, _LONG), ir.Constant(_LONG, _STRIDES))
             bits = [builder.bitcast(own, _INT) for own in a]
-            found = builder.call(product, [*bits, descriptor, *map(builder.load, places)])
+            found = together(builder, product, [*bits, descriptor, *map(builder.load, places)])
             for i, own in enumerate(places):
                 builder.store(builder.extract_value(found, i), own)
 
