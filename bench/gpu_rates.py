@@ -92,7 +92,7 @@ def _layer_seconds(xp, elements, width, precision):
     }
     usual, seconds = (products.LIBRARY_ROUNDED, product_on_warpgroups.LEAST), {way: {} for way in ways}
     # From how many columns on the library multiplies, and, short of that, warpgroups.
-    limits = {"cublas": (0, usual[1]), "ours": (1 << 62, usual[1])}
+    limits = {"cublas": (0, 1 << 62), "ours": (1 << 62, usual[1])}
     if width >= usual[1] and product_on_warpgroups.are_there():
         limits["warps"] = (1 << 62, 1 << 62)
     for name, (products.LIBRARY_ROUNDED, product_on_warpgroups.LEAST) in limits.items():

@@ -978,14 +978,17 @@ def test_what_is_not_finite_in_a_factor_reaches_what_it_is_a_factor_of(cuda, pre
 
 @ON_TENSOR_CORES
 def test_factors_that_tensor_cores_cannot_fetch_are_left_to_the_library(cuda, precision, monkeypatch):
-    from fastperm.kernels.cuda import product
+    from fastperm.kernels.cuda import product, product_on_warpgroups
 
     generator, xp = np.random.default_rng(SEED), compiling.xp()
     A, B = generator.integers(-2, 3, (5, 16)).astype(np.float32), np.eye(16, dtype=np.float32)
     flat = xp.asarray(np.append(np.float32(7), A))
     assert product.way_of(16, 16, precision) == product.ON_CORES
-    for inner, columns in ((18, 16), (16, 17), (product.LIBRARY_ROUNDED, 5000)):
+    for inner, columns in ((18, 16), (16, 17), (5002, 5000)):
         assert product.way_of(inner, columns, precision) == product.BY_LIBRARY
+    wide = product.ON_WARPGROUPS if product_on_warpgroups.are_there() else product.BY_LIBRARY
+    assert product.way_of(product.LIBRARY_ROUNDED, 5000, precision) == wide
+    assert product.way_of(product.LIBRARY_ROUNDED, 5000, precision, transposed=True) == product.BY_LIBRARY
     asked = []
     matmul = product.matmul
     monkeypatch.setattr(product, "matmul", lambda *one, **how: (asked.append(how), matmul(*one, **how)))

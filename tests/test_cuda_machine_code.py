@@ -44,7 +44,7 @@ BUDGETS = {
     "harmonics_backward": (54, 0, 0),
     "mask": (16, 0, 0),
     "mean_of_sums": (48, 2048, 0),
-    "pool_partials": (48, 0, 0),
+    "pool_partials": (88, 0, 0),  # of values that are on their way, instead of more threads
     "product_128x128": (128, 17408, 0),
     "product_128x32": (152, 21504, 0),
     "product_128x64": (128, 12800, 0),
@@ -168,7 +168,7 @@ def everything_about(names, folder):
         command = [tool("ptxas"), "-v", "-arch", target, whole, "-o", cubin]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         code = ""
-        if result.returncode == 0 and re.match(READ, names[0]):
+        if result.returncode == 0 and any(re.match(READ, name) for name in names):
             code = subprocess.run([tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=True).stdout
         says = of_each(r"Compiling entry function '(\w+)'.*", result.stderr)
         codes = of_each(r"^//-+ \.text\.(\w+) .*", code)
@@ -262,21 +262,22 @@ def test_products_of_warpgroups_go_on_while_threads_fetch(name, architecture, as
     says, code, _ = assembled(name, architecture)
     assert "serialized" not in says  # as ptxas says where registers of a product are touched too early
     of_rows, bf16 = "transposed" in name, name.endswith("bf16")
-    # A block of instructions that ends by going back to its own beginning, or jumps over a last copy in between.
-    start = code.index("WARPGROUP.ARRIVE")
-    loop = code[code.rindex("DEPBAR.LE SB0, 0x1" if not of_rows else "\n.L_x_", 0, start) : code.index("gsb0, 0x0 ;")]
+    loop = code[code.index("WARPGROUP.ARRIVE") : code.index("gsb0, 0x0 ;")]  # from the first stage to the end
     products = re.findall(r"\bHGMMA\S* (R\d+), R\d+, gdesc\S* (R\d+)(, gsb0)? ;", loop)
     assert len(products) == (4 if of_rows and bf16 else 8)
     assert set(re.findall(r"\bHGMMA\S*", code)) == {"HGMMA.64x256x16.F32.BF16" if bf16 else "HGMMA.64x256x8.F32.TF32"}
     assert len({sums for product in products for sums in product[:2]}) == 1  # nothing moves
     assert loop.count("WARPGROUP.DEPBAR.LE gsb0, 0x1") == sum(bool(last) for *_, last in products) == 2
-    assert loop.count("BAR.SYNC") == loop.count("FENCE.VIEW.ASYNC") == 2
+    # Two stages, and what was fetched before the first.
     if of_rows:
-        assert len(re.findall(r"LDG\.E\S* ", loop)) == 2 * (32 + (16 if bf16 else 8))
-        assert len(re.findall(r"STS\.128", loop)) == 2 * (4 if bf16 else 8)
+        assert len(re.findall(r"\bLDG\.E(\.64)? ", code.partition("gsb0, 0x0 ;")[0])) == 3 * (32 + 8)
+        assert len(re.findall(r"STS\.128", code.partition("gsb0, 0x0 ;")[0])) == 2 * (4 if bf16 else 8)
+        assert code.count("FENCE.VIEW.ASYNC") == 2
     else:
-        assert len(re.findall(r"LDG\.E\.128", loop)) == 2 * (8 if bf16 else 4)
-        assert len(re.findall("LDGSTS.E.BYPASS.128", loop)) == 16
+        assert len(re.findall(r"\bLDG\.E\.128", code.partition("gsb0, 0x0 ;")[0])) == 3 * (8 if bf16 else 4)
+        assert len(re.findall(r"\bUBLKCP\S*MULTICAST", code)) == 4
+        assert len(re.findall(r"\bSYNCS\S*TRYWAIT", code)) >= 2
+        assert not re.search(r"\bMEMBAR\.ALL\.GPU", loop)
     assert not re.search(r"\b(LDL|STL)\b", code)
 
 

@@ -250,6 +250,145 @@ def test_a_product_on_tensor_cores(kind):
     np.testing.assert_array_equal(found, (A @ B + C)[:, row, column])
 
 
+# Two warpgroups multiply 64 rows each by what lies in shared memory. Of each thread: four registers of A, four sums,
+# and one word of B, of which the first 64 threads write theirs.
+OF_WARPGROUPS = """
+    mul.wide.u32 %rd5, %r1, 36;
+    add.s64 %rd2, %rd1, %rd5;
+    {loads}
+    setp.lt.u32 %p1, %r1, 64;
+    @%p1 st.shared.u32 [%rd4], %r18;
+    {fence}
+    bar.sync 0;
+    cvt.u32.u64 %r19, %rd6;
+    shr.u32 %r19, %r19, 4;
+    cvt.u64.u32 %rd7, %r19;
+    or.b64 %rd7, %rd7, {strides};
+    wgmma.fence.sync.aligned;
+    wgmma.mma_async.sync.aligned.m64n8k{steps}.f32.{kind}.{kind}
+        {{%f0,%f1,%f2,%f3}}, {{%r10,%r11,%r12,%r13}}, %rd7, {end};
+    wgmma.commit_group.sync.aligned;
+    {between}
+    wgmma.wait_group.sync.aligned {but};
+    {stores}
+"""
+
+
+def product_of_warpgroups(kind, name, *, fence="fence.proxy.async.shared::cta;", between="", but=0):
+    """Return what a kernel makes of the sums of two warpgroups, and what they should be."""
+    generator = np.random.default_rng(0)
+    A, B, C = (generator.integers(-9, 10, shape) for shape in ((2, 64, kind.steps), (kind.steps, 8), (2, 64, 8)))
+    registers = np.zeros((2, 4, 32, 9), np.uint32)  # of warpgroups, warps and lanes
+    of_warps, lanes = A.reshape(2, 4, 16, -1), np.arange(32)
+
+    def words(numbers):
+        bits = numbers.astype(np.float32).view(np.uint32)
+        return bits[..., 0] if kind.numbers == 1 else bits[..., 0] >> 16 | bits[..., 1]
+
+    for i in range(4):
+        places = np.array([[kind.a(lane // 4, lane % 4, i, n) for n in range(kind.numbers)] for lane in lanes])
+        registers[..., i] = words(of_warps[:, :, places[..., 0], places[..., 1]])
+    rows, columns = np.array([(lane // 4 + 8 * (i >= 2), 2 * (lane % 4) + i % 2) for lane in lanes for i in range(4)]).T
+    sums = C.reshape(2, 4, 16, 8)[:, :, rows, columns].astype(np.float32).view(np.uint32)
+    registers[..., 4:8] = sums.reshape(2, 4, 32, 4)
+    # Core matrices: eight columns of 16 bytes along k, for each half of the steps.
+    halves = B.T.reshape(8, 2, 4, kind.numbers).transpose(1, 0, 2, 3)
+    registers[0].reshape(-1, 9)[:64, 8] = words(halves).ravel()
+    body = OF_WARPGROUPS.format(
+        loads="".join(
+            [
+                *(f"ld.global.u32 %r{10 + i}, [%rd2+{4 * i}];" for i in range(4)),
+                *(f"ld.global.f32 %f{i}, [%rd2+{16 + 4 * i}];" for i in range(4)),
+                "ld.global.u32 %r18, [%rd2+32];",
+            ]
+        ),
+        stores="".join(f"st.global.f32 [%rd2+{16 + 4 * i}], %f{i};" for i in range(4)),
+        strides=hex(8 << 16 | 16 << 32),
+        steps=kind.steps,
+        kind=name,
+        end="1, 1, 1" if name == "tf32" else "1, 1, 1, 0",
+        fence=fence,
+        between=between,
+        but=but,
+    )
+    found = run(body, registers, threads=256, shared=256)[..., 4:8].copy().view(np.float32)
+    return found.reshape(2, 4, -1), (A @ B + C).reshape(2, 4, 16, 8)[:, :, rows, columns]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(TF32, "tf32"), (BF16, "bf16")], ids=["tf32", "bf16"])
+def test_a_product_of_warpgroups(kind, name):
+    np.testing.assert_array_equal(*product_of_warpgroups(kind, name))
+
+
+OTHER_B = "@%p1 st.shared.u32 [%rd4], %r10;"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"fence": ""}, "a product reads what was written without a fence"),
+        ({"between": f"bar.sync 0; {OTHER_B} bar.sync 0;"}, "what a product reads was written to before it was done"),
+        ({"between": OTHER_B}, r"thread 0 writes what thread \d+, or one beside it, reads"),
+        ({"but": 1}, "a thread ends before its products are done"),
+    ],
+    ids=["fence", "overwritten", "race", "wait"],
+)
+def test_a_product_of_warpgroups_reads_what_is_there_until_it_is_done(how, message):
+    with pytest.raises(numpy_gpu.GpuError, match=message):
+        product_of_warpgroups(TF32, "tf32", **how)
+
+
+# Each of two blocks brings its half of an array to both, and copies what came to its own part of the array.
+TO_BLOCKS = """
+    cvt.u32.u64 %r2, %rd6;
+    mov.u32 %r3, %cluster_ctarank;
+    setp.eq.u32 %p1, %r1, 0;
+    @%p1 mbarrier.init.shared::cta.b64 [%r2+256], 1;
+    fence.mbarrier_init.release.cluster;
+    {cluster}
+    mul.wide.u32 %rd7, %r3, 128;
+    add.s64 %rd8, %rd1, %rd7;
+    add.s64 %rd9, %rd6, %rd7;
+    cvt.u32.u64 %r4, %rd9;
+    add.u32 %r5, %r2, 256;
+    cvt.u16.u32 %h1, {blocks};
+    @%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r5], {count};
+    @%p1 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster
+        [%r4], [%rd8], 128, [%r5], %h1;
+    {wait}
+    ld.shared.u32 %r6, [%rd4];
+    mul.wide.u32 %rd7, %r3, 256;
+    add.s64 %rd8, %rd2, %rd7;
+    st.global.u32 [%rd8+256], %r6;
+"""
+ARRIVED = """
+again:
+    mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r5], 0;
+    @!%p2 bra again;
+"""
+
+
+ONE_WAITS = f"@!%p1 bra others; {ARRIVED} others: {FOR_CLUSTER}"
+
+
+def test_one_thread_copies_to_all_blocks_of_a_cluster():
+    def copied(array, *, blocks=3, count=256, wait=ARRIVED):
+        body = TO_BLOCKS.format(cluster=FOR_CLUSTER, blocks=blocks, count=count, wait=wait)
+        return run(".reg .b16 %h<9>;" + body, array, cluster=2, blocks=2, shared=272)
+
+    array = np.random.default_rng(0).integers(0, 1 << 32, 192, dtype=np.uint32)
+    np.testing.assert_array_equal(copied(array).reshape(3, 64), np.tile(array[:64], (3, 1)))
+    for how, message in (
+        ({"wait": ""}, "thread 1 reads what thread 0 writes"),
+        ({"wait": FOR_CLUSTER}, "a block ends before what is copied to it has arrived"),
+        ({"wait": ONE_WAITS}, "a thread reads what was copied without having waited for it"),
+        ({"count": 272}, "threads wait for bytes that will not come"),
+        ({"blocks": 5}, "to blocks that there are not"),
+    ):
+        with pytest.raises(numpy_gpu.GpuError, match=message):
+            copied(array, **how)
+
+
 BITS = np.array([0x3F800000, 0x3F808000, 0x3F818000, 0x3F801000, 0x3F800FFF, 0x7F800000, 0xFFFFFFFF, 0x80000000], "u4")
 
 

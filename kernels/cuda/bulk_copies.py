@@ -43,7 +43,7 @@ else:
 
     @intrinsic
     def meet_cluster(typing_context):
-        """Wait for all threads of the cluster, not for what they wrote: `cluster_barrier` takes as long as memory does."""
+        """Wait for all threads of the cluster, but not, as `cluster_barrier`, for what they wrote to memory."""
         statement = _statement("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;")
         return types.void(), lambda _, builder, *__: together(builder, statement, []) and None
 
@@ -84,9 +84,7 @@ else:
     @intrinsic
     def have_arrived(typing_context, shared, place, phase):
         """Return whether the barrier has ended a phase, even or odd; it may take its time to say no."""
-        code = (
-            "{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [$1], $2; selp.b32 $0, 1, 0, done; }"
-        )
+        code = "{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [$1], $2; selp.b32 $0, 1, 0, done; }"
         ask = ir.InlineAsm(ir.FunctionType(_INT, [_INT, _INT]), code, "=r,r,r,~{memory}", side_effect=True)
 
         def generate(context, builder, signature, arguments):

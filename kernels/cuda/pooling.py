@@ -225,6 +225,12 @@ def pool_rows(
     group = first_row // PARTIAL_ROWS
     total = pooled_nothing(code)
     s = np.int64(sets[first_row]) if with_sets else np.int64(0)
+    last = np.int64(sets[first_row + count - 1]) if with_sets else np.int64(0)
+    if count == PARTIAL_ROWS and s == last and code != TIES:  # as a rule: nothing to ask between one row and the next
+        for r in range(PARTIAL_ROWS):
+            w = weights[first_row + r] if weighted else np.float32(1)
+            total = pooled(total, source[place + r * stride], w, code)
+        count = np.int64(0)
     for r in range(count):
         own = np.int64(sets[first_row + r]) if with_sets else np.int64(0)
         if own != s:

@@ -75,7 +75,8 @@ TILES = (
 # for xᵀ g, which needs no finish, from so many rows and columns on.
 LIBRARY, LIBRARY_TRANSPOSED = (12, 12) if SIMULATED else (256, 128)
 # On tensor cores, in TF32 and bfloat16, the products of so many columns and steps, and only of those whose rows are
-# aligned; wider ones are NVIDIA's, narrower ones stay in float32. Not timed yet: see docs/performance.md.
+# aligned; wider ones are NVIDIA's, where warpgroups do not multiply by weights, and narrower ones stay in float32. Not
+# timed yet: see docs/performance.md.
 LEAST_ROUNDED, LIBRARY_ROUNDED = (16, 40) if SIMULATED else (16, 1024)
 BY_LIBRARY, ON_WARPGROUPS, ON_CORES, BY_TILES = "library", "warpgroups", "cores", "tiles"
 
@@ -135,7 +136,7 @@ def add_transposed_product(
     inner, columns = g.shape
     rows = x.shape[1]
     alignment = (aligned(x, rows), aligned(g, columns))
-    way = way_of(rows, columns, precision, is_aligned=all(alignment), library=LIBRARY_TRANSPOSED)
+    way = way_of(rows, columns, precision, is_aligned=all(alignment), transposed=True)
     if way == BY_LIBRARY:
         matmul(x, g, total, precision, A_turned=True, adds=True)
         return
@@ -173,19 +174,21 @@ def _tiles(tile, rows, columns):
     return -(-rows // tile.rows) * -(-columns // tile.columns)
 
 
-def way_of(inner, columns, precision="float32", *, is_aligned=True, library=None):
+def way_of(inner, columns, precision="float32", *, is_aligned=True, transposed=False):
     """Return what computes a product: `BY_LIBRARY`, `ON_WARPGROUPS`, `ON_CORES` or `BY_TILES`.
 
-    ``library`` is from how many columns and steps on float32 is NVIDIA's; LIBRARY by default.
+    ``transposed`` says whether it is xᵀ g, of so many rows and columns, and not one with a layer's weights.
     """
     narrowest = min(inner, columns)
     if precision == "float32":
-        return BY_LIBRARY if narrowest >= (LIBRARY if library is None else library) else BY_TILES
+        return BY_LIBRARY if narrowest >= (LIBRARY_TRANSPOSED if transposed else LIBRARY) else BY_TILES
     if narrowest < LEAST_ROUNDED:
         return BY_TILES
-    if narrowest >= LIBRARY_ROUNDED or not is_aligned or inner % 4 or columns % 4:
+    if not is_aligned or inner % 4 or columns % 4:
         return BY_LIBRARY
     wide = narrowest >= product_on_warpgroups.LEAST and product_on_warpgroups.are_there()
+    if narrowest >= LIBRARY_ROUNDED and (transposed or not wide):
+        return BY_LIBRARY
     return ON_WARPGROUPS if wide else ON_CORES
 
 

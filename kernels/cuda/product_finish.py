@@ -45,14 +45,19 @@ def four(matrix, place, left, is_aligned):
     )
 
 
-def part_finisher(part_rows, part_columns, stride, threads):
+def part_finisher(part_rows, part_columns, stride, threads, *, at_once=1):
     """Return functions for a part of a tile, whose rows lie in shared memory, so far apart.
 
     The first finishes and writes it, and the second adds up its columns for the next pooling, if that is wanted. All
-    threads of a block call them, and wait for each other before, between and after.
+    threads of a block call them, and wait for each other before, between and after. A thread finishes four numbers side
+    by side, and waits for memory once for so many of these ``at_once``.
     """
     fours, groups, zero = part_columns // 4, part_rows // PARTIAL_ROWS, np.float32(0)
+    units = part_rows * fours // threads  # of a thread: four numbers side by side
+    held = 4 * at_once
+    assert units % at_once == 0
     assert part_rows % PARTIAL_ROWS == 0
+    assert part_rows * fours == units * threads
     assert stride % 4 == 0
 
     @device
@@ -60,45 +65,69 @@ def part_finisher(part_rows, part_columns, stride, threads):
         shared, first_row, first_column, thread, c, sets, scales, masked_by,
         with_c, with_sets, scaled, with_relu, masked, code, out_aligned, rows, columns, before, out,
     ):  # fmt: skip
-        for unit in range(thread, part_rows * fours, threads):
-            row = first_row + unit // fours
-            column = first_column + unit % fours * 4
-            left = columns - column
-            if row < rows and left > 0:
-                own = unit // fours * stride + unit % fours * 4
-                z0, z1, z2, z3 = load4(shared, own)
-                place = (before + row) * columns + column
-                if with_c:
-                    s = np.int64(sets[row]) if with_sets else np.int64(0)
-                    scale = scales[row] if scaled else np.float32(1)
-                    c0, c1, c2, c3 = four(c, s * columns + column, left, out_aligned)
-                    z0 += scale * c0
-                    z1 += scale * c1
-                    z2 += scale * c2
-                    z3 += scale * c3
-                if with_relu:
-                    z0 = relu(z0)
-                    z1 = relu(z1)
-                    z2 = relu(z2)
-                    z3 = relu(z3)
+        h = cuda.local.array(held, np.float32)
+        own_sets = cuda.local.array(at_once, np.int32)
+        own_scales = cuda.local.array(at_once, np.float32)
+        of_c = cuda.local.array(held, np.float32)
+        for first in range(thread, part_rows * fours, at_once * threads):
+            # First all that comes from memory: a store lets no load go before it.
+            for i in range(at_once):
+                unit = first + i * threads
+                row, column = first_row + unit // fours, first_column + unit % fours * 4
+                left = columns - column if row < rows else np.int64(0)
+                own_sets[i], own_scales[i] = np.int32(0), np.float32(1)
+                if left > 0 and with_sets:
+                    own_sets[i] = sets[row]
+                if left > 0 and scaled:
+                    own_scales[i] = scales[row]
                 if masked:
-                    h0, h1, h2, h3 = four(masked_by, place, left, out_aligned)
-                    z0 = z0 if h0 > zero else zero
-                    z1 = z1 if h1 > zero else zero
-                    z2 = z2 if h2 > zero else zero
-                    z3 = z3 if h3 > zero else zero
-                if out_aligned:
-                    store4(out, place, z0, z1, z2, z3)
-                else:
-                    out[place] = z0
-                    if left > 1:
-                        out[place + 1] = z1
-                    if left > 2:
-                        out[place + 2] = z2
-                    if left > 3:
-                        out[place + 3] = z3
-                if code != NO_POOL:
-                    store4(shared, own, z0, z1, z2, z3)
+                    h[4 * i], h[4 * i + 1], h[4 * i + 2], h[4 * i + 3] = four(
+                        masked_by, (before + row) * columns + column, left, out_aligned
+                    )
+            for i in range(at_once):
+                unit = first + i * threads
+                row, column = first_row + unit // fours, first_column + unit % fours * 4
+                left = columns - column if row < rows else np.int64(0)
+                if with_c:
+                    of_c[4 * i], of_c[4 * i + 1], of_c[4 * i + 2], of_c[4 * i + 3] = four(
+                        c, np.int64(own_sets[i]) * columns + column, left, out_aligned
+                    )
+            for i in range(at_once):
+                unit = first + i * threads
+                row, column = first_row + unit // fours, first_column + unit % fours * 4
+                left = columns - column
+                if row < rows and left > 0:
+                    own = unit // fours * stride + unit % fours * 4
+                    z0, z1, z2, z3 = load4(shared, own)
+                    place = (before + row) * columns + column
+                    if with_c:
+                        scale = own_scales[i]
+                        z0 += scale * of_c[4 * i]
+                        z1 += scale * of_c[4 * i + 1]
+                        z2 += scale * of_c[4 * i + 2]
+                        z3 += scale * of_c[4 * i + 3]
+                    if with_relu:
+                        z0 = relu(z0)
+                        z1 = relu(z1)
+                        z2 = relu(z2)
+                        z3 = relu(z3)
+                    if masked:
+                        z0 = z0 if h[4 * i] > zero else zero
+                        z1 = z1 if h[4 * i + 1] > zero else zero
+                        z2 = z2 if h[4 * i + 2] > zero else zero
+                        z3 = z3 if h[4 * i + 3] > zero else zero
+                    if out_aligned:
+                        store4(out, place, z0, z1, z2, z3)
+                    else:
+                        out[place] = z0
+                        if left > 1:
+                            out[place + 1] = z1
+                        if left > 2:
+                            out[place + 2] = z2
+                        if left > 3:
+                            out[place + 3] = z3
+                    if code != NO_POOL:
+                        store4(shared, own, z0, z1, z2, z3)
 
     @device
     def pool_part(

@@ -25,6 +25,7 @@ from fastperm.kernels.cuda.vectors import (
 STAGES = 3  # in shared memory: one is multiplied while two are on their way
 WARP = 32
 PAD_OUT = 8  # between rows of the finished tile
+AT_ONCE = 2 if SIMULATED else 4  # pieces of it that a thread finishes with one wait for memory
 
 
 class Tile(NamedTuple):
@@ -154,7 +155,7 @@ def make(name, tile, cores, A_along_k, B_along_k):
     B_line, B_step = (B_stride, 1) if B_along_k else (1, B_stride)
     B_room = _stage(cores, A_along_k, rows_tile, inner_tile)
     stage = B_room + _stage(cores, B_along_k, columns_tile, inner_tile)
-    finish_part, pool_part = part_finisher(rows_tile, columns_tile, out_stride, threads)
+    finish_part, pool_part = part_finisher(rows_tile, columns_tile, out_stride, threads, at_once=AT_ONCE)
     assert inner_tile % steps == 0
 
     @kernel(

@@ -65,6 +65,7 @@ BLOCK = 2 * warpgroups.WARPGROUP  # threads: as many as columns
 PRODUCT = COLUMNS // 8 * 2 * warpgroups.CORE  # words of B that a product takes
 ROOMS = 4  # for stages of B: one is multiplied while one before may still be, and two more come
 OUT_STRIDE = COLUMNS + 8  # numbers between rows of the finished tile
+AT_ONCE = 8  # pieces of it that a thread finishes with one wait for memory
 TEAM = 2  # blocks that share columns of weights, each of which brings its part of them to all
 # Narrower layers leave half of the block without work.
 LEAST = 192
@@ -298,7 +299,7 @@ def _make(name, add_products, row_of_lane, second_row, *, clustered):
 
     ``clustered`` says whether blocks of a cluster share columns, each with rows of its own.
     """
-    finish_part, pool_part = part_finisher(ROWS, COLUMNS, OUT_STRIDE, BLOCK)
+    finish_part, pool_part = part_finisher(ROWS, COLUMNS, OUT_STRIDE, BLOCK, at_once=AT_ONCE)
 
     @kernel(
         "f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 7 + "i8 i8 i8 i8 f4* f4*",
