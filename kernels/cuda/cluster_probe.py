@@ -39,8 +39,8 @@ def _run(device, cluster, shared):
     if found == [(rank + 1) % cluster + 1.0 for rank in range(cluster)]:
         return True
     _logger.warning(
-        "the GPU does not run clusters of %d blocks with %s bytes of shared memory each (%s): their sets are computed "
-        "layer by layer",
+        "the GPU does not run clusters of %d blocks with %s bytes of shared memory each (%s): the work is done without "
+        "them, more slowly",
         *(cluster, f"{shared:,}", found),
     )
     return False
