@@ -907,6 +907,15 @@ def test_a_product_on_tensor_cores_finishes_as_a_layer_needs(cuda, counts, inner
     products_of_integers(counts, inner, columns)
 
 
+def test_without_clusters_each_block_brings_all_weights(cuda, monkeypatch):
+    from fastperm.kernels.cuda import product_on_warpgroups
+
+    if not product_on_warpgroups.are_there():
+        pytest.skip("needs a GPU with warpgroups")
+    monkeypatch.setattr(product_on_warpgroups, "clusters_run", lambda *_: False)
+    products_of_integers((300, 1, 212), 196, 260, ["tf32"])
+
+
 @pytest.mark.skipif(not compiling.SIMULATED, reason="the other tests use this tile on a GPU")
 def test_a_tile_of_tensor_cores_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
     from fastperm.kernels.cuda import product, product_on_cores

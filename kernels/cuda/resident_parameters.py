@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import device
-from fastperm.kernels.cuda.vectors import block_barrier, load1, store1
+from fastperm.kernels.cuda.vectors import block_barrier, load1, load4, store1
 
 
 class Parameters(NamedTuple):
@@ -28,6 +28,8 @@ def parameters_of(layout, first_feature, word):
     # Rounds of the threads over a matrix: as many at once as there are registers for, as many times as it takes.
     most_held = 16 if layout.blocks == 1 and threads <= 256 else 8
     held_rounds = min(width // shares, most_held)
+    # Of a vector in shared memory, a thread takes four numbers at once, where it has so many.
+    side = 4 if held_rounds % 4 == 0 else 1
     # And over its words, in lines of the features or, turned, in columns of them.
     word_rounds = -(-width // line_shares)
     held_words = min(word_rounds, most_held // pack)
@@ -76,16 +78,23 @@ def parameters_of(layout, first_feature, word):
     @device
     def vector_product(shared, v, length, matrix, start, k_lead, j_lead, count, bias, at, thread, out, registers):
         """Write Σ_k v_k matrix_kj, plus the bias if there is one (bias ≥ 0), for j < count, and zeros beyond."""
-        j = thread % width
-        total = np.float32(0)
-        for first in range(thread // width, length, held_rounds * shares):
+        j, zero = thread % width, np.float32(0)
+        total = zero
+        for first in range(thread // width * side, length, held_rounds * shares):
             for i in range(held_rounds):
-                k = first + i * shares
+                k = first + i // side * (shares * side) + i % side
                 registers[i] = matrix[start + k * k_lead + j * j_lead] if k < length and j < count else np.float32(0)
-            for i in range(held_rounds):
+            for i in range(0, held_rounds, side):
                 k = first + i * shares
                 if k < length:
-                    total += load1(shared, v + k) * registers[i]
+                    if side == 1:
+                        total += load1(shared, v + k) * registers[i]
+                    else:
+                        v0, v1, v2, v3 = load4(shared, v + k)  # some of which may be beyond the vector
+                        total += v0 * registers[i]
+                        total += (v1 if k + 1 < length else zero) * registers[i + 1]
+                        total += (v2 if k + 2 < length else zero) * registers[i + 2]
+                        total += (v3 if k + 3 < length else zero) * registers[i + 3]
         store1(shared, at + thread, total)
         block_barrier()
         if thread < width:
