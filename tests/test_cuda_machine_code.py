@@ -82,7 +82,7 @@ BUDGETS = {
     "resident_step_32_clusters": (128, 0, 0),
     "resident_step_64": (128, 0, 56, 160),
     "resident_step_64_clusters": (128, 0, 104, 430),
-    "resident_step_bf16_128_clusters": (255, 0, 24, 180),
+    "resident_step_bf16_128_clusters": (255, 0, 24, 200),
     "resident_step_bf16_16": (128, 0, 0),
     "resident_step_bf16_32": (128, 0, 0),
     "resident_step_bf16_64": (128, 0, 80, 200),

@@ -25,7 +25,7 @@ from fastperm.kernels.cuda import product_on_cores, product_on_warpgroups
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
 from fastperm.kernels.cuda.library import matmul
 from fastperm.kernels.cuda.pooling import FINISH_COLUMNS, FINISH_SHARES, FINISH_THREADS, partial_sums
-from fastperm.kernels.cuda.product_finish import NO_POOL, finish_product, flags_of, part_finisher
+from fastperm.kernels.cuda.product_finish import FETCHED, NO_POOL, finish_product, flags_of, part_finisher
 from fastperm.kernels.cuda.vectors import aligned, load4, store1, store4
 
 PAD = 4  # between steps in shared memory, against bank conflicts; keeps 16 bytes aligned
@@ -365,6 +365,8 @@ def _make(name, tile, A_along_k, B_along_k):
         next_a = cuda.local.array(held_rows, np.float32)
         next_b = cuda.local.array(held_columns, np.float32)
         sums = cuda.local.array(held, np.float32)
+        own_sets = cuda.local.array(1, np.int32)
+        fetched = cuda.local.array(FETCHED, np.float32)
 
         thread = cuda.threadIdx.x
         thread_row, thread_column = thread // thread_columns, thread % thread_columns
@@ -431,6 +433,7 @@ def _make(name, tile, A_along_k, B_along_k):
                 finish_part(
                     shared, own_row, own_column, thread, c, sets, scales, masked_by,
                     with_c, with_sets, scaled, relu, masked, code, out_aligned, rows, columns, part * rows, out,
+                    own_sets, fetched,
                 )  # fmt: skip
                 cuda.syncthreads()
                 pool_part(

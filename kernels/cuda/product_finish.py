@@ -11,6 +11,7 @@ from fastperm.kernels.cuda.pooling import PARTIAL_ROWS, THREADS, pool_rows, pool
 from fastperm.kernels.cuda.vectors import load4, relu, store4
 
 NO_POOL = -1  # beside the codes of pooling.py
+FETCHED = 9  # numbers for four that are finished: their mask, their pooled term, and its scale
 
 
 def finish_product(
@@ -50,11 +51,12 @@ def part_finisher(part_rows, part_columns, stride, threads, *, at_once=1):
 
     The first finishes and writes it, and the second adds up its columns for the next pooling, if that is wanted. All
     threads of a block call them, and wait for each other before, between and after. A thread finishes four numbers side
-    by side, and waits for memory once for so many of these ``at_once``.
+    by side, and waits for memory once for so many of these ``at_once``; it lends ``at_once`` registers for sets, and
+    FETCHED times as many for numbers.
     """
     fours, groups, zero = part_columns // 4, part_rows // PARTIAL_ROWS, np.float32(0)
     units = part_rows * fours // threads  # of a thread: four numbers side by side
-    held = 4 * at_once
+    of_c, of_scales = 4 * at_once, 8 * at_once  # places in ``fetched``, behind the mask
     assert units % at_once == 0
     assert part_rows % PARTIAL_ROWS == 0
     assert part_rows * fours == units * threads
@@ -63,25 +65,22 @@ def part_finisher(part_rows, part_columns, stride, threads, *, at_once=1):
     @device
     def finish_part(
         shared, first_row, first_column, thread, c, sets, scales, masked_by,
-        with_c, with_sets, scaled, with_relu, masked, code, out_aligned, rows, columns, before, out,
+        with_c, with_sets, scaled, with_relu, masked, code, out_aligned, rows, columns, before, out, own_sets, fetched,
     ):  # fmt: skip
-        h = cuda.local.array(held, np.float32)
-        own_sets = cuda.local.array(at_once, np.int32)
-        own_scales = cuda.local.array(at_once, np.float32)
-        of_c = cuda.local.array(held, np.float32)
         for first in range(thread, part_rows * fours, at_once * threads):
             # First all that comes from memory: a store lets no load go before it.
             for i in range(at_once):
                 unit = first + i * threads
                 row, column = first_row + unit // fours, first_column + unit % fours * 4
                 left = columns - column if row < rows else np.int64(0)
-                own_sets[i], own_scales[i] = np.int32(0), np.float32(1)
+                own_sets[i], fetched[of_scales + i] = np.int32(0), np.float32(1)
                 if left > 0 and with_sets:
                     own_sets[i] = sets[row]
                 if left > 0 and scaled:
-                    own_scales[i] = scales[row]
+                    fetched[of_scales + i] = scales[row]
                 if masked:
-                    h[4 * i], h[4 * i + 1], h[4 * i + 2], h[4 * i + 3] = four(
+                    to = 4 * i
+                    fetched[to], fetched[to + 1], fetched[to + 2], fetched[to + 3] = four(
                         masked_by, (before + row) * columns + column, left, out_aligned
                     )
             for i in range(at_once):
@@ -89,7 +88,8 @@ def part_finisher(part_rows, part_columns, stride, threads, *, at_once=1):
                 row, column = first_row + unit // fours, first_column + unit % fours * 4
                 left = columns - column if row < rows else np.int64(0)
                 if with_c:
-                    of_c[4 * i], of_c[4 * i + 1], of_c[4 * i + 2], of_c[4 * i + 3] = four(
+                    to = of_c + 4 * i
+                    fetched[to], fetched[to + 1], fetched[to + 2], fetched[to + 3] = four(
                         c, np.int64(own_sets[i]) * columns + column, left, out_aligned
                     )
             for i in range(at_once):
@@ -101,21 +101,21 @@ def part_finisher(part_rows, part_columns, stride, threads, *, at_once=1):
                     z0, z1, z2, z3 = load4(shared, own)
                     place = (before + row) * columns + column
                     if with_c:
-                        scale = own_scales[i]
-                        z0 += scale * of_c[4 * i]
-                        z1 += scale * of_c[4 * i + 1]
-                        z2 += scale * of_c[4 * i + 2]
-                        z3 += scale * of_c[4 * i + 3]
+                        scale = fetched[of_scales + i]
+                        z0 += scale * fetched[of_c + 4 * i]
+                        z1 += scale * fetched[of_c + 4 * i + 1]
+                        z2 += scale * fetched[of_c + 4 * i + 2]
+                        z3 += scale * fetched[of_c + 4 * i + 3]
                     if with_relu:
                         z0 = relu(z0)
                         z1 = relu(z1)
                         z2 = relu(z2)
                         z3 = relu(z3)
                     if masked:
-                        z0 = z0 if h[4 * i] > zero else zero
-                        z1 = z1 if h[4 * i + 1] > zero else zero
-                        z2 = z2 if h[4 * i + 2] > zero else zero
-                        z3 = z3 if h[4 * i + 3] > zero else zero
+                        z0 = z0 if fetched[4 * i] > zero else zero
+                        z1 = z1 if fetched[4 * i + 1] > zero else zero
+                        z2 = z2 if fetched[4 * i + 2] > zero else zero
+                        z3 = z3 if fetched[4 * i + 3] > zero else zero
                     if out_aligned:
                         store4(out, place, z0, z1, z2, z3)
                     else:

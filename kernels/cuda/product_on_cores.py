@@ -13,7 +13,7 @@ import numpy as np
 
 from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, cuda, device, kernel
 from fastperm.kernels.cuda.copying import copied
-from fastperm.kernels.cuda.product_finish import part_finisher
+from fastperm.kernels.cuda.product_finish import FETCHED, part_finisher
 from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
 from fastperm.kernels.cuda.vectors import (
     copy4_or_zeros,
@@ -156,6 +156,7 @@ def make(name, tile, cores, A_along_k, B_along_k):
     B_room = _stage(cores, A_along_k, rows_tile, inner_tile)
     stage = B_room + _stage(cores, B_along_k, columns_tile, inner_tile)
     finish_part, pool_part = part_finisher(rows_tile, columns_tile, out_stride, threads, at_once=AT_ONCE)
+    for_finish = FETCHED * AT_ONCE
     assert inner_tile % steps == 0
 
     @kernel(
@@ -191,6 +192,8 @@ def make(name, tile, cores, A_along_k, B_along_k):
         a = cuda.local.array(4, np.float32)
         b = cuda.local.array(held_of_B, np.float32)
         sums = cuda.local.array(held, np.float32)
+        own_sets = cuda.local.array(AT_ONCE, np.int32)
+        fetched = cuda.local.array(for_finish, np.float32)
 
         thread = cuda.threadIdx.x
         lane, warp = thread % WARP, thread // WARP
@@ -266,7 +269,7 @@ def make(name, tile, cores, A_along_k, B_along_k):
         cuda.syncthreads()
         finish_part(
             shared, first_row, first_column, thread, c, sets, scales, masked_by,
-            with_c, with_sets, scaled, relu, masked, code, True, rows, columns, part * rows, out,
+            with_c, with_sets, scaled, relu, masked, code, True, rows, columns, part * rows, out, own_sets, fetched,
         )  # fmt: skip
         cuda.syncthreads()
         pool_part(

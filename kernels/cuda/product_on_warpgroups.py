@@ -39,7 +39,7 @@ from fastperm.kernels.cuda.compiling import (
     xp,
 )
 from fastperm.kernels.cuda.pooling import THREADS
-from fastperm.kernels.cuda.product_finish import part_finisher
+from fastperm.kernels.cuda.product_finish import FETCHED, part_finisher
 from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
 from fastperm.kernels.cuda.vectors import (
     cluster_barrier,
@@ -66,6 +66,7 @@ PRODUCT = COLUMNS // 8 * 2 * warpgroups.CORE  # words of B that a product takes
 ROOMS = 4  # for stages of B: one is multiplied while one before may still be, and two more come
 OUT_STRIDE = COLUMNS + 8  # numbers between rows of the finished tile
 AT_ONCE = 8  # pieces of it that a thread finishes with one wait for memory
+FOR_FINISH = FETCHED * AT_ONCE
 TEAM = 2  # blocks that share columns of weights, each of which brings its part of them to all
 # Narrower layers leave half of the block without work.
 LEAST = 192
@@ -333,6 +334,8 @@ def _make(name, add_products, row_of_lane, second_row, *, clustered):
     ):
         shared = cuda.shared.array(0, FLOAT32)
         sums = cuda.local.array(SUMS, np.float32)
+        own_sets = cuda.local.array(AT_ONCE, np.int32)
+        fetched = cuda.local.array(FOR_FINISH, np.float32)
 
         thread = cuda.threadIdx.x
         team = cluster_size() if clustered else 1
@@ -360,7 +363,7 @@ def _make(name, add_products, row_of_lane, second_row, *, clustered):
         cuda.syncthreads()
         finish_part(
             shared, first_row, first_column, thread, c, sets, scales, masked_by,
-            with_c, with_sets, scaled, relu, masked, code, True, rows, columns, part * rows, out,
+            with_c, with_sets, scaled, relu, masked, code, True, rows, columns, part * rows, out, own_sets, fetched,
         )  # fmt: skip
         cuda.syncthreads()
         pool_part(

@@ -28,8 +28,8 @@ def parameters_of(layout, first_feature, word):
     # Rounds of the threads over a matrix: as many at once as there are registers for, as many times as it takes.
     most_held = 16 if layout.blocks == 1 and threads <= 256 else 8
     held_rounds = min(width // shares, most_held)
-    # Of a vector in shared memory, a thread takes four numbers at once, where it has so many.
-    side = 4 if held_rounds % 4 == 0 else 1
+    # Of a vector in shared memory, a thread takes four numbers at once, where it has many, and registers to spare.
+    side = 4 if layout.wide and held_rounds % 4 == 0 else 1
     # And over its words, in lines of the features or, turned, in columns of them.
     word_rounds = -(-width // line_shares)
     held_words = min(word_rounds, most_held // pack)
