@@ -117,4 +117,4 @@ def _train(widths, how, generator, **settings):
 if __name__ == "__main__":
     missing = run()
     assert not missing, f"not launched: {', '.join(missing)}"
-    print(f"{len(compiling.KERNELS)} kernels launched")
+    print("all kernels for this GPU launched")

@@ -261,6 +261,7 @@ class Barrier:
 
     def __init__(self, place, block, count, threads):
         self.place, self.block, self.phase, self._count = place, block, 0, count
+        self.announced = False
         self.seen = np.zeros(threads, np.int64)  # which phase a thread has seen begin
         self._wait_for_more()
 
@@ -367,7 +368,8 @@ class Shared:
             if len(own) > 1:
                 raise GpuError("threads of a warpgroup multiply by different factors")
             start, along_k, along_columns = (int(own[0]) >> shift & 0x3FFF for shift in (0, 16, 32))
-            assert int(own[0]) == start | along_k << 16 | along_columns << 32, "an unknown kind of shared memory"
+            if int(own[0]) != start | along_k << 16 | along_columns << 32:
+                raise GpuError("a factor has a descriptor of an unknown kind")
             cores = start + np.add.outer(np.arange(columns // 8) * along_columns, np.arange(2) * along_k)
             places = 16 * cores.ravel() - ptx.SHARED_START
             if places.min() < 0 or places.max() + 128 > self._size:
@@ -406,6 +408,12 @@ class Shared:
         for lane, place in zip(*self._found(M, addresses, 8), strict=True):
             self._barriers.append(Barrier(place, self._block[lane], count, self.threads))
 
+    def announce_barriers(self, M):
+        """Let copies see the barriers that these threads' blocks have made."""
+        blocks = np.unique(self._block[_lanes(M, 0, self.threads)[0]])
+        for barrier in self._barriers:
+            barrier.announced |= barrier.block in blocks
+
     def expect(self, M, addresses, counts):
         """Let threads say how many bytes they expect."""
         lanes, places = self._found(M, addresses, 8)
@@ -428,7 +436,10 @@ class Shared:
                     to = place + (block - own) * self._size
                     self._note_write(np.array([lane]), np.array([to]), int(size))
                     self._bytes[to : to + size] = 255
-                    self._barrier_at(barrier + (block - own) * self._size).copies.append((to, copied))
+                    counting = self._barrier_at(barrier + (block - own) * self._size)
+                    if not counting.announced:
+                        raise GpuError("a barrier was made that copies do not see")
+                    counting.copies.append((to, copied))
 
     def have_arrived(self, M, addresses, phases):
         """Return whether the phases of barriers, even or odd, have ended, for all threads."""
@@ -501,10 +512,9 @@ def _places(addresses, blocks, size, block_size, cluster):
     for i, address in enumerate(addresses):
         block, rank = blocks[i], address >> ptx.RANK_SHIFT
         place = (address & (1 << ptx.RANK_SHIFT) - 1) - ptx.SHARED_START
-        if place < 0 or place + size > block_size or rank > cluster or address % size:
+        if place < 0 or place + size > block_size or rank >= cluster or address % size:
             return places[:i]
-        if rank:
-            block = block // cluster * cluster + rank - 1
+        block = block // cluster * cluster + rank
         places[i] = block * block_size + place
     return places
 

@@ -24,7 +24,7 @@ SPECIAL = ("tid.x", "ntid.x", "ctaid.x", "nctaid.x", "cluster_ctarank", "cluster
 # Where the driver puts what: shared memory of a block begins behind what the system takes, generic addresses of it and
 # those of constants are far from each other and from everything else.
 SHARED_START, GENERIC_SHARED, CONSTANTS = 1 << 10, 1 << 60, 1 << 61
-RANK_SHIFT = 24  # of shared addresses: which block of a cluster they are in, plus one; 0 is the thread's own
+RANK_SHIFT = 24  # of shared addresses: which block of a cluster they are in, from Hopper on also of the thread's own
 
 
 class Instruction(NamedTuple):
@@ -198,10 +198,11 @@ class Translator:
     def __init__(self, program):
         self.program = program
         self._registers, self._numbers = {}, {}
+        self._fenced = False  # whether the next product of warpgroups sees what registers hold
 
     def code(self, number):
         """Return the `Code` of a part."""
-        self._registers, self._numbers = {}, {}
+        self._registers, self._numbers, self._fenced = {}, {}, False
         part, lines = self.program.parts[number], []
         for instruction in part.instructions:
             if instruction.guard is None:
@@ -234,14 +235,22 @@ class Translator:
             assert operand[1:] in SPECIAL, f"there is no register {operand}"
             return f"{name}.astype('{dtype}')"
         if operand in self.program.symbols:
-            number = np.array(self.program.symbols[operand], dtype)
-        elif operand[:2] == "0f":
+            return self._symbol(operand, dtype)
+        if operand[:2] == "0f":
             number = np.array(int(operand[2:], 16), "u4").view("f4" if dtype[0] == "f" else dtype)
         elif operand[:2] == "0d":
             number = np.array(int(operand[2:], 16), "u8").view("f8" if dtype[0] == "f" else dtype)
         else:
             number = np.array(int(operand.rstrip("U"), 0) & (1 << 64) - 1, "u8").astype(dtype)
         return self._number(number.astype(dtype)[()])
+
+    def _symbol(self, name, dtype, offset=0):
+        """Return the address of what has a name; in shared memory, with the block of the cluster that it is in."""
+        address = self.program.symbols[name]
+        number = self._number(np.array(address + offset, dtype)[()])
+        if self.program.cluster == 1 or address >= CONSTANTS:
+            return number
+        return f"({number} + (cluster_ctarank.astype('{dtype}') << {RANK_SHIFT}))"
 
     def _number(self, number):
         variable = f"number_{number.dtype.str[1:]}_{number.tobytes().hex()}"
@@ -252,7 +261,7 @@ class Translator:
         """Return what stands for an address in brackets, as int64."""
         base, _, offset = operand.strip("[] ").partition("+")
         if base in self.program.symbols:
-            return self._number(np.int64(self.program.symbols[base] + int(offset or 0)))
+            return self._symbol(base, "i8", int(offset or 0))
         value = self._value(base, self.program.registers[base].replace("u8", "i8"))
         if self.program.registers[base] == "u4":
             value = f"{value}.astype('i8')"
@@ -398,7 +407,7 @@ class Translator:
     def _mapa(self, code, target, source, rank):
         assert code == "mapa.shared::cluster.u32", code
         source, rank = self._value(source, "u4"), self._value(rank, "u4")
-        return self._put(target, "u4", f"{source} & {(1 << RANK_SHIFT) - 1} | {rank} + 1 << {RANK_SHIFT}")
+        return self._put(target, "u4", f"{source} & {(1 << RANK_SHIFT) - 1} | {rank} << {RANK_SHIFT}")
 
     def _cp(self, code, *operands):
         if code == "cp.async.commit_group":
@@ -427,14 +436,17 @@ class Translator:
     def _wgmma(self, code, *operands):
         _, what, *_, kind = code.split(".")
         if what == "fence":
+            self._fenced = True
             return []
         if what == "commit_group":
+            self._fenced = False
             return ["shared.end_products(M)"]
         if what == "wait_group":
             return [f"shared.wait_for_products(M, {int(operands[0])})"]
         d, a, descriptor, *settings = operands
         expected = {"tf32": ["1", "1", "1"], "bf16": ["1", "1", "1", "0"]}[kind]  # d is added to, nothing is turned
         assert (what, settings) == ("mma_async", expected), code
+        assert self._fenced, "a product without a fence for registers before"
         d = [self._register(own.strip(), "f4") for own in d.strip("{}").split(",")]
         a = [self._register(own.strip(), "u4") for own in a.strip("{}").split(",")]
         assert f"n{2 * len(d)}k" in code, code
@@ -443,7 +455,7 @@ class Translator:
 
     def _fence(self, code):
         if code == "fence.mbarrier_init.release.cluster":
-            return []
+            return ["shared.announce_barriers(M)"]
         assert code == "fence.proxy.async.shared::cta", code
         return ["shared.fence(M)"]
 

@@ -6,7 +6,7 @@ import pytest
 import fastperm
 from fastperm.kernels import cuda
 from fastperm.kernels.cpu import deep_set, workers
-from fastperm.kernels.cuda import resident
+from fastperm.kernels.cuda import product_on_warpgroups, resident
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -74,7 +74,7 @@ def test_cuda_names_the_tiles_of_the_widths(h100):
     ("precision", "words", "wide", "most"),
     [("tf32", "TF32", "a cluster of 2 blocks, each of ", 512), ("bfloat16", "bfloat16", "a block of ", 1408)],
 )
-def test_cuda_says_what_is_rounded(precision, words, wide, most, h100):
+def test_cuda_says_what_is_rounded(precision, words, wide, most, h100, monkeypatch):
     ((name, _, why),) = cuda.paths(np.array([0, 512, 600]), (2, 64, 16, 4), "mean", "sum", precision=precision)
     assert name == "resident"
     assert why.endswith(f"as wide as 64, on tensor cores in {words}")
@@ -82,10 +82,15 @@ def test_cuda_says_what_is_rounded(precision, words, wide, most, h100):
     assert name == "fused tiles"
     assert f": layer by layer, all sets in one launch; 2 to 130 columns: tiles of 128 {TIMES} 128, in float32, " in why
     assert why.endswith(f", 130 to 64 columns: NVIDIA's library, in {words}, 64 to 4 columns: tiles of 128 {TIMES} 32")
-    ((_, _, why),) = cuda.paths(np.array([0, 512]), (2, 512, 64, 1024, 1024, 4), "mean", "mean", precision=precision)
-    tiles = f"tiles of 128 {TIMES} 128 on tensor cores, in {words}"
-    assert f", 512 to 64 columns: {tiles}, 64 to 1024 columns: {tiles}, " in why
-    assert f"1024 to 1024 columns: NVIDIA's library, in {words}, " in why
+    widths = (2, 512, 64, 1024, 1024, 192, 4)
+    for there in (True, False):
+        monkeypatch.setattr(product_on_warpgroups, "are_there", lambda there=there: there)
+        ((_, _, why),) = cuda.paths(np.array([0, 512]), widths, "mean", "mean", precision=precision)
+        tiles = f"tiles of 128 {TIMES} 128 on tensor cores, in {words}"
+        of_warpgroups = f"tiles of 128 {TIMES} 256 by warpgroups on tensor cores, in {words}"
+        assert f", 512 to 64 columns: {tiles}, 64 to 1024 columns: {tiles}, " in why
+        library = of_warpgroups if there else f"NVIDIA's library, in {words}"
+        assert f"1024 to 1024 columns: {library}, 1024 to 192 columns: {of_warpgroups if there else tiles}, " in why
     ((name, _, why),) = cuda.paths(np.array([0, 512]), (2, 128, 65, 4), "mean", "sum", precision=precision)
     assert name == "resident"
     assert why.startswith(wide)

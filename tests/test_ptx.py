@@ -264,7 +264,7 @@ OF_WARPGROUPS = """
     shr.u32 %r19, %r19, 4;
     cvt.u64.u32 %rd7, %r19;
     or.b64 %rd7, %rd7, {strides};
-    wgmma.fence.sync.aligned;
+    {of_registers}
     wgmma.mma_async.sync.aligned.m64n8k{steps}.f32.{kind}.{kind}
         {{%f0,%f1,%f2,%f3}}, {{%r10,%r11,%r12,%r13}}, %rd7, {end};
     wgmma.commit_group.sync.aligned;
@@ -274,7 +274,16 @@ OF_WARPGROUPS = """
 """
 
 
-def product_of_warpgroups(kind, name, *, fence="fence.proxy.async.shared::cta;", between="", but=0):
+def product_of_warpgroups(
+    kind,
+    name,
+    *,
+    fence="fence.proxy.async.shared::cta;",
+    of_registers="wgmma.fence.sync.aligned;",
+    between="",
+    but=0,
+    cluster=1,
+):
     """Return what a kernel makes of the sums of two warpgroups, and what they should be."""
     generator = np.random.default_rng(0)
     A, B, C = (generator.integers(-9, 10, shape) for shape in ((2, 64, kind.steps), (kind.steps, 8), (2, 64, 8)))
@@ -308,16 +317,29 @@ def product_of_warpgroups(kind, name, *, fence="fence.proxy.async.shared::cta;",
         kind=name,
         end="1, 1, 1" if name == "tf32" else "1, 1, 1, 0",
         fence=fence,
+        of_registers=of_registers,
         between=between,
         but=but,
     )
-    found = run(body, registers, threads=256, shared=256)[..., 4:8].copy().view(np.float32)
+    found = (
+        run(body, registers, threads=256, shared=256, blocks=cluster, cluster=cluster)[..., 4:8].copy().view(np.float32)
+    )
     return found.reshape(2, 4, -1), (A @ B + C).reshape(2, 4, 16, 8)[:, :, rows, columns]
 
 
 @pytest.mark.parametrize(("kind", "name"), [(TF32, "tf32"), (BF16, "bf16")], ids=["tf32", "bf16"])
 def test_a_product_of_warpgroups(kind, name):
     np.testing.assert_array_equal(*product_of_warpgroups(kind, name))
+
+
+def test_a_product_of_warpgroups_must_see_what_registers_hold():
+    with pytest.raises(AssertionError, match="a product without a fence for registers before"):
+        product_of_warpgroups(TF32, "tf32", of_registers="")
+
+
+def test_an_address_of_the_second_block_of_a_cluster_has_to_be_cut_for_a_descriptor():
+    with pytest.raises(numpy_gpu.GpuError, match="a product reads beyond the shared memory of a block"):
+        product_of_warpgroups(TF32, "tf32", cluster=2)
 
 
 OTHER_B = "@%p1 st.shared.u32 [%rd4], %r10;"
@@ -344,7 +366,7 @@ TO_BLOCKS = """
     mov.u32 %r3, %cluster_ctarank;
     setp.eq.u32 %p1, %r1, 0;
     @%p1 mbarrier.init.shared::cta.b64 [%r2+256], 1;
-    fence.mbarrier_init.release.cluster;
+    {fence}
     {cluster}
     mul.wide.u32 %rd7, %r3, 128;
     add.s64 %rd8, %rd1, %rd7;
@@ -372,8 +394,8 @@ ONE_WAITS = f"@!%p1 bra others; {ARRIVED} others: {FOR_CLUSTER}"
 
 
 def test_one_thread_copies_to_all_blocks_of_a_cluster():
-    def copied(array, *, blocks=3, count=256, wait=ARRIVED):
-        body = TO_BLOCKS.format(cluster=FOR_CLUSTER, blocks=blocks, count=count, wait=wait)
+    def copied(array, *, blocks=3, count=256, wait=ARRIVED, fence="fence.mbarrier_init.release.cluster;"):
+        body = TO_BLOCKS.format(cluster=FOR_CLUSTER, blocks=blocks, count=count, wait=wait, fence=fence)
         return run(".reg .b16 %h<9>;" + body, array, cluster=2, blocks=2, shared=272)
 
     array = np.random.default_rng(0).integers(0, 1 << 32, 192, dtype=np.uint32)
@@ -384,6 +406,7 @@ def test_one_thread_copies_to_all_blocks_of_a_cluster():
         ({"wait": ONE_WAITS}, "a thread reads what was copied without having waited for it"),
         ({"count": 272}, "threads wait for bytes that will not come"),
         ({"blocks": 5}, "to blocks that there are not"),
+        ({"fence": ""}, "a barrier was made that copies do not see"),
     ):
         with pytest.raises(numpy_gpu.GpuError, match=message):
             copied(array, **how)

@@ -143,12 +143,10 @@ def _adder_of_weights(precision):
                 a[j + 2], a[j + 3] = rounded(numbers[n + 2], numbers[n + 3]), rounded(numbers[n + 6], numbers[n + 7])
 
     @device
-    def fetch_columns(B, start, shared, room, rank, team):
-        barrier, share = BARRIERS + BARRIER * room, stage // team
+    def fetch_columns(B, start, shared, room, place, share, blocks):
+        barrier = BARRIERS + BARRIER * room
         expect_bytes(shared, barrier, 4 * stage)
-        copy_to_blocks(
-            shared, room * stage + rank * share, B, start + rank * share, 4 * share, barrier, (1 << team) - 1
-        )  # fmt: skip
+        copy_to_blocks(shared, room * stage + place, B, start + place, 4 * share, barrier, blocks)
 
     @device
     def wait_for_columns(shared, room, phase):
@@ -165,10 +163,12 @@ def _adder_of_weights(precision):
         row, step = first_row + thread // WARP * 16 + thread % WARP // 4, thread % 4 * 4
         first = row * inner + step
         second = first + 8 * inner
-        left = np.int32(inner - step if row < rows else 0)
-        second_left = np.int32(inner - step if row + 8 < rows else 0)
+        left = inner - step if row < rows else np.int64(0)
+        second_left = inner - step if row + 8 < rows else np.int64(0)
         pairs = (inner + 2 * steps - 1) // (2 * steps)
-        rank, team = cluster_rank(), cluster_size()
+        team = cluster_size()
+        share, blocks = stage // team, (1 << team) - 1  # of each stage a block brings its share, to all
+        place = cluster_rank() * share
         B_start = first_column // COLUMNS * pairs * (2 * stage)
         if thread == 0:
             for room in range(ROOMS):
@@ -176,8 +176,8 @@ def _adder_of_weights(precision):
             barriers_are_made()
         cluster_barrier()
         if thread == 0:
-            fetch_columns(B, B_start, shared, 0, rank, team)
-            fetch_columns(B, B_start + stage, shared, 1, rank, team)
+            fetch_columns(B, B_start, shared, 0, place, share, blocks)
+            fetch_columns(B, B_start + stage, shared, 1, place, share, blocks)
         fetch_rows(A, first, second, left, second_left, numbers)
         # Two stages at a time, whose rows of A have registers of their own, as a stage may still be multiplied.
         for pair in range(pairs):
@@ -186,7 +186,7 @@ def _adder_of_weights(precision):
 
             meet_cluster()  # all have multiplied the stage before the last one
             if thread == 0 and pair + 1 < pairs:
-                fetch_columns(B, B_start, shared, 2 - room, rank, team)
+                fetch_columns(B, B_start, shared, 2 - room, place, share, blocks)
             wait_for_columns(shared, room, phase)
             round_rows(numbers, a)
             fetch_rows(A, first + steps, second + steps, left - steps, second_left - steps, numbers)
@@ -194,7 +194,7 @@ def _adder_of_weights(precision):
 
             meet_cluster()
             if thread == 0 and pair + 1 < pairs:
-                fetch_columns(B, B_start + stage, shared, 3 - room, rank, team)
+                fetch_columns(B, B_start + stage, shared, 3 - room, place, share, blocks)
             wait_for_columns(shared, room + 1, phase)
             round_rows(numbers, next_a)
             first += 2 * steps
@@ -263,8 +263,8 @@ def _adder_of_rows(precision):
         row, column = first_row + thread // WARP * 16 + thread % WARP // 4 * 2, first_column + thread
         step = thread % 4 * pack
         A_start, B_start = (k + step) * rows + row, k * columns + column
-        A_left = np.int32(end_k - k - step if row < rows else 0)
-        B_left = np.int32(end_k - k if column < columns else 0)
+        A_left = end_k - k - step if row < rows else np.int64(0)
+        B_left = end_k - k if column < columns else np.int64(0)
         fetch_rows(A, A_start, rows, A_left, of_A)
         fetch_columns(B, B_start, columns, B_left, of_B)
         own = thread // 8 * (2 * warpgroups.CORE) + thread % 8 * 4

@@ -30,6 +30,7 @@ def parameters_of(layout, first_feature, word):
     held_rounds = min(width // shares, most_held)
     # Of a vector in shared memory, a thread takes four numbers at once, where it has many, and registers to spare.
     side = 4 if layout.wide and held_rounds % 4 == 0 else 1
+    assert side == 1 or all(place % 4 == 0 for place in layout.places)
     # And over its words, in lines of the features or, turned, in columns of them.
     word_rounds = -(-width // line_shares)
     held_words = min(word_rounds, most_held // pack)

@@ -77,7 +77,8 @@ else:
             sums = context.make_array(signature.args[0])(context, builder, sums).data
             places = [builder.gep(sums, [ir.Constant(_LONG, i)]) for i in range(SUMS)]
             address = shared_address_of(context, builder, signature.args[5], (shared, place))
-            sixteens = builder.lshr(address, ir.Constant(_INT, 4))
+            # Above 18 bits an address says which block of the cluster it is in.
+            sixteens = builder.and_(builder.lshr(address, ir.Constant(_INT, 4)), ir.Constant(_INT, 0x3FFF))
             descriptor = builder.or_(builder.zext(sixteens, _LONG), ir.Constant(_LONG, _STRIDES))
             bits = [builder.bitcast(own, _INT) for own in a]
             found = together(builder, product, [*bits, descriptor, *map(builder.load, places)])
