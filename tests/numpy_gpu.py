@@ -295,6 +295,7 @@ class Shared:
         self._groups = np.zeros(self.threads, np.int64)  # of copies that a thread has begun
         self._copies = []
         self._products = []  # that are not waited for: a lane of the warp, the group, which words are read, their bits
+        self._lent = []  # registers of products: their threads, groups, the registers, and what they held
         self._product_groups = np.zeros(self.threads, np.int64)
         self._fences = np.zeros(self.threads, np.int64)  # of a thread
         self._written_after = np.zeros(len(self._bytes) // 4, np.int64)  # which fence of its writer, by word
@@ -386,6 +387,12 @@ class Shared:
             found[warps[0] // WARPGROUP] = bits.reshape(-1, 2, 8, 4).transpose(0, 2, 1, 3).reshape(columns, 8)
         return found
 
+    def lend(self, M, registers):
+        """Let products read registers until they are done."""
+        lanes = _lanes(M, 0, self.threads)[0]
+        held = [register[lanes] for register in registers]
+        self._lent.append((lanes, self._product_groups[lanes], registers, held))
+
     def end_products(self, M):
         """Make what warps have begun to multiply one group."""
         self._product_groups[_lanes(M, 0, self.threads)[0]] += 1
@@ -401,7 +408,15 @@ class Shared:
                     raise GpuError("what a product reads was written to before it was done")
             else:
                 left.append((lane, group, words, bits))
-        self._products = left
+        self._products, still_lent = left, []
+        for lanes, groups, registers, held in self._lent:
+            done = waiting[lanes] & (groups < self._product_groups[lanes] - but)
+            for register, numbers in zip(registers, held, strict=True):
+                if (register[lanes[done]] != numbers[done]).any():
+                    raise GpuError("a register of a product was written to before it was done")
+            if not done.all():
+                still_lent.append((lanes[~done], groups[~done], registers, [numbers[~done] for numbers in held]))
+        self._lent = still_lent
 
     def make_barrier(self, M, addresses, count):
         """Make barriers that count bytes, for so many threads that say how many they expect."""

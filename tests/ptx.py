@@ -451,7 +451,8 @@ class Translator:
         a = [self._register(own.strip(), "u4") for own in a.strip("{}").split(",")]
         assert f"n{2 * len(d)}k" in code, code
         b = f"shared.factor(M, {self._value(descriptor, 'u8')}, {2 * len(d)})"
-        return [f"{kind}_product_of_warpgroups(M, ({', '.join(d)}), ({', '.join(a)}), {b})"]
+        a = f"({', '.join(a)})"
+        return [f"shared.lend(M, {a})", f"{kind}_product_of_warpgroups(M, ({', '.join(d)}), {a}, {b})"]
 
     def _fence(self, code):
         if code == "fence.mbarrier_init.release.cluster":

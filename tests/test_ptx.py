@@ -351,9 +351,10 @@ OTHER_B = "@%p1 st.shared.u32 [%rd4], %r10;"
         ({"fence": ""}, "a product reads what was written without a fence"),
         ({"between": f"bar.sync 0; {OTHER_B} bar.sync 0;"}, "what a product reads was written to before it was done"),
         ({"between": OTHER_B}, r"thread 0 writes what thread \d+, or one beside it, reads"),
+        ({"between": "add.u32 %r10, %r10, 1;"}, "a register of a product was written to before it was done"),
         ({"but": 1}, "a thread ends before its products are done"),
     ],
-    ids=["fence", "overwritten", "race", "wait"],
+    ids=["fence", "overwritten", "race", "register", "wait"],
 )
 def test_a_product_of_warpgroups_reads_what_is_there_until_it_is_done(how, message):
     with pytest.raises(numpy_gpu.GpuError, match=message):

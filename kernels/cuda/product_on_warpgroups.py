@@ -1,9 +1,8 @@
 """The product of ``product.py`` by warpgroups, on the tensor cores of Hopper, in one launch with its start and finish.
 
 A block of two warpgroups computes 128 rows × 256 columns; a warp has 16 of the rows, and all columns. Its rows of A
-come from memory to the registers that multiply them, a stage ahead, and are rounded there; B lies in shared memory in
-the order in which tensor cores take it (``warpgroups.py``), in a ring of stages. While a stage is multiplied, the
-threads bring the next one.
+come from memory to the registers that multiply them, and are rounded there; B lies in shared memory in the order in
+which tensor cores take it (``warpgroups.py``), in a ring of stages. While a stage is multiplied, the next ones come.
 
 - In x W and g Wᵀ, B is the layer's weights, which a launch before has rounded and put into that order (`arranged`), so
   that a stage is a piece of memory. Of 16 steps along k a thread has four that lie side by side, 128 bits: which step
@@ -157,6 +156,7 @@ def _adder_of_weights(precision):
     @device
     def add_products(A, B, first_row, first_column, rows, columns, inner, k, end_k, thread, shared, sums):
         numbers = cuda.local.array(fetched, np.float32)
+        next_numbers = cuda.local.array(fetched, np.float32)
         a = cuda.local.array(held, np.float32)
         next_a = cuda.local.array(held, np.float32)
 
@@ -179,7 +179,9 @@ def _adder_of_weights(precision):
             fetch_columns(B, B_start, shared, 0, place, share, blocks)
             fetch_columns(B, B_start + stage, shared, 1, place, share, blocks)
         fetch_rows(A, first, second, left, second_left, numbers)
-        # Two stages at a time, whose rows of A have registers of their own, as a stage may still be multiplied.
+        fetch_rows(A, first + steps, second + steps, left - steps, second_left - steps, next_numbers)
+        # Two stages at a time, whose rows of A have registers of their own: where they come, two stages ahead, and
+        # where they are rounded, as the stage before may still be multiplied.
         for pair in range(pairs):
             room, phase = pair % 2 * 2, pair // 2 % 2
             B_start += 2 * stage
@@ -189,19 +191,19 @@ def _adder_of_weights(precision):
                 fetch_columns(B, B_start, shared, 2 - room, place, share, blocks)
             wait_for_columns(shared, room, phase)
             round_rows(numbers, a)
-            fetch_rows(A, first + steps, second + steps, left - steps, second_left - steps, numbers)
+            first += 2 * steps
+            second += 2 * steps
+            left -= 2 * steps
+            second_left -= 2 * steps
+            fetch_rows(A, first, second, left, second_left, numbers)
             add_stage(a, shared, room * stage, sums)
 
             meet_cluster()
             if thread == 0 and pair + 1 < pairs:
                 fetch_columns(B, B_start + stage, shared, 3 - room, place, share, blocks)
             wait_for_columns(shared, room + 1, phase)
-            round_rows(numbers, next_a)
-            first += 2 * steps
-            second += 2 * steps
-            left -= 2 * steps
-            second_left -= 2 * steps
-            fetch_rows(A, first, second, left, second_left, numbers)
+            round_rows(next_numbers, next_a)
+            fetch_rows(A, first + steps, second + steps, left - steps, second_left - steps, next_numbers)
             add_stage(next_a, shared, (room + 1) * stage, sums)
 
     return add_products
