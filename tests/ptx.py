@@ -415,11 +415,12 @@ class Translator:
         if code == "cp.async.wait_group":
             return [f"shared.wait_for_copies(M, {int(operands[0])})"]
         if code.startswith("cp.async.bulk."):
-            how = "shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-            assert code == f"cp.async.bulk.{how}", code
-            target, source, size, barrier, blocks = operands
+            how = "shared::cluster.global.mbarrier::complete_tx::bytes"
+            target, source, size, barrier, *blocks = operands
+            assert code == f"cp.async.bulk.{how}{'.multicast::cluster' if blocks else ''}", code
             where = f"{self._address(target)}, memory, {self._address(source)}, {self._value(size, 'u4')}"
-            return [f"shared.copy_to_blocks(M, {where}, {self._address(barrier)}, {self._value(blocks, 'u2')})"]
+            blocks = self._value(blocks[0], "u2") if blocks else "1 << cluster_ctarank"  # as bits
+            return [f"shared.copy_to_blocks(M, {where}, {self._address(barrier)}, {blocks})"]
         assert code == "cp.async.cg.shared.global", code
         target, source, size, *read = operands
         assert size == "16", size

@@ -276,7 +276,7 @@ def test_products_of_warpgroups_go_on_while_threads_fetch(name, architecture, as
         assert code.count("FENCE.VIEW.ASYNC") == 2
     else:
         assert len(re.findall(r"\bLDG\.E\.128", code.partition("gsb0, 0x0 ;")[0])) == 4 * (8 if bf16 else 4)
-        assert len(re.findall(r"\bUBLKCP\S*MULTICAST", code)) == 4
+        assert len(re.findall(r"\bUBLKCP\S*MULTICAST", code)) == len(re.findall(r"\bUBLKCP\.S\.G ", code)) == 4
         assert len(re.findall(r"\bSYNCS\S*TRYWAIT", code)) >= 2
         assert not re.search(r"\bMEMBAR\.ALL\.GPU", loop)
     assert not re.search(r"\b(LDL|STL)\b", code)

@@ -376,8 +376,8 @@ TO_BLOCKS = """
     add.u32 %r5, %r2, 256;
     cvt.u16.u32 %h1, {blocks};
     @%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r5], {count};
-    @%p1 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster
-        [%r4], [%rd8], 128, [%r5], %h1;
+    @%p1 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes{how}
+        [%r4], [%rd8], 128, [%r5]{last};
     {wait}
     ld.shared.u32 %r6, [%rd4];
     mul.wide.u32 %rd7, %r3, 256;
@@ -391,12 +391,16 @@ again:
 """
 
 
+MULTICAST = ".multicast::cluster"
 ONE_WAITS = f"@!%p1 bra others; {ARRIVED} others: {FOR_CLUSTER}"
 
 
 def test_one_thread_copies_to_all_blocks_of_a_cluster():
-    def copied(array, *, blocks=3, count=256, wait=ARRIVED, fence="fence.mbarrier_init.release.cluster;"):
-        body = TO_BLOCKS.format(cluster=FOR_CLUSTER, blocks=blocks, count=count, wait=wait, fence=fence)
+    def copied(
+        array, *, blocks=3, count=256, wait=ARRIVED, fence="fence.mbarrier_init.release.cluster;", how=MULTICAST
+    ):
+        settings = {"cluster": FOR_CLUSTER, "blocks": blocks, "count": count, "wait": wait, "fence": fence}
+        body = TO_BLOCKS.format(how=how, last=", %h1" if how else "", **settings)
         return run(".reg .b16 %h<9>;" + body, array, cluster=2, blocks=2, shared=272)
 
     array = np.random.default_rng(0).integers(0, 1 << 32, 192, dtype=np.uint32)
@@ -407,6 +411,7 @@ def test_one_thread_copies_to_all_blocks_of_a_cluster():
         ({"wait": ONE_WAITS}, "a thread reads what was copied without having waited for it"),
         ({"count": 272}, "threads wait for bytes that will not come"),
         ({"blocks": 5}, "to blocks that there are not"),
+        ({"how": ""}, "threads wait for bytes that will not come"),  # each copies to itself alone
         ({"fence": ""}, "a barrier was made that copies do not see"),
     ):
         with pytest.raises(numpy_gpu.GpuError, match=message):

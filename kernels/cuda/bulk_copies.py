@@ -9,7 +9,8 @@ from fastperm.kernels.cuda.compiling import SIMULATED, cuda
 BARRIER = 2  # words
 
 if SIMULATED or cuda is None:  # nothing that uses them is launched there
-    make_barrier = barriers_are_made = expect_bytes = copy_to_blocks = have_arrived = meet_cluster = None
+    make_barrier = barriers_are_made = expect_bytes = have_arrived = meet_cluster = None
+    copy_to_block = copy_to_blocks = None
 
 else:
     from llvmlite import ir
@@ -59,27 +60,33 @@ else:
 
         return types.void(shared, types.int64, types.int64), generate
 
+    def _copy(context, builder, signature, arguments):
+        """Begin to copy; the last argument, if there are seven, is a bit for each of the blocks that get it."""
+        to, place, source, source_place, count, barrier, *blocks = arguments
+        kind, of_source = signature.args[0], signature.args[2]
+        addresses = [
+            shared_address_of(context, builder, kind, (to, place)),
+            builder.ptrtoint(address_of(context, builder, of_source, (source, source_place)), _LONG),
+            builder.trunc(count, _INT),
+            shared_address_of(context, builder, kind, (to, barrier)),
+            *(builder.trunc(own, _SHORT) for own in blocks),
+        ]
+        code, kinds = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes", (_INT, _LONG, _INT, _INT)
+        if blocks:
+            code, kinds = f"{code}.multicast::cluster [$0], [$1], $2, [$3], $4;", (*kinds, _SHORT)
+        else:
+            code = f"{code} [$0], [$1], $2, [$3];"
+        builder.call(_statement(code, *kinds), addresses)
+
+    @intrinsic
+    def copy_to_block(typing_context, shared, place, source, source_place, count, barrier):
+        """Begin to copy so many bytes to a place in this block, whose barrier counts them."""
+        return types.void(shared, types.int64, source, *[types.int64] * 3), _copy
+
     @intrinsic
     def copy_to_blocks(typing_context, shared, place, source, source_place, count, barrier, blocks):
         """Begin to copy so many bytes to a place in each of the blocks, a bit for each, whose barriers count them."""
-
-        def generate(context, builder, signature, arguments):
-            to, place, source, source_place, count, barrier, blocks = arguments
-            kind, of_source = signature.args[0], signature.args[2]
-            addresses = (
-                shared_address_of(context, builder, kind, (to, place)),
-                builder.ptrtoint(address_of(context, builder, of_source, (source, source_place)), _LONG),
-                builder.trunc(count, _INT),
-                shared_address_of(context, builder, kind, (to, barrier)),
-                builder.trunc(blocks, _SHORT),
-            )
-            code = (
-                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-                "[$0], [$1], $2, [$3], $4;"
-            )
-            builder.call(_statement(code, _INT, _LONG, _INT, _INT, _SHORT), addresses)
-
-        return types.void(shared, types.int64, source, *[types.int64] * 4), generate
+        return types.void(shared, types.int64, source, *[types.int64] * 4), _copy
 
     @intrinsic
     def have_arrived(typing_context, shared, place, phase):

@@ -19,6 +19,7 @@ from fastperm.kernels.cuda import warpgroups
 from fastperm.kernels.cuda.bulk_copies import (
     BARRIER,
     barriers_are_made,
+    copy_to_block,
     copy_to_blocks,
     expect_bytes,
     have_arrived,
@@ -145,7 +146,10 @@ def _adder_of_weights(precision):
     def fetch_columns(B, start, shared, room, place, share, blocks):
         barrier = BARRIERS + BARRIER * room
         expect_bytes(shared, barrier, 4 * stage)
-        copy_to_blocks(shared, room * stage + place, B, start + place, 4 * share, barrier, blocks)
+        if share == stage:
+            copy_to_block(shared, room * stage, B, start, 4 * stage, barrier)
+        else:
+            copy_to_blocks(shared, room * stage + place, B, start + place, 4 * share, barrier, blocks)
 
     @device
     def wait_for_columns(shared, room, phase):
@@ -178,6 +182,7 @@ def _adder_of_weights(precision):
         if thread == 0:
             fetch_columns(B, B_start, shared, 0, place, share, blocks)
             fetch_columns(B, B_start + stage, shared, 1, place, share, blocks)
+        cuda.syncwarp()
         fetch_rows(A, first, second, left, second_left, numbers)
         fetch_rows(A, first + steps, second + steps, left - steps, second_left - steps, next_numbers)
         # Two stages at a time, whose rows of A have registers of their own: where they come, two stages ahead, and
@@ -205,6 +210,7 @@ def _adder_of_weights(precision):
             round_rows(next_numbers, next_a)
             fetch_rows(A, first + steps, second + steps, left - steps, second_left - steps, next_numbers)
             add_stage(next_a, shared, (room + 1) * stage, sums)
+        meet_cluster()  # nothing is on its way from this block to another one any more
 
     return add_products
 
