@@ -942,25 +942,34 @@ def test_a_tile_of_tensor_cores_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
     products_of_integers((75, 1, 24), 68, 100, ["bfloat16"])
 
 
+def products_of(A, B, precision):
+    """Return A B as the kernels for A B, A (Bᵀ)ᵀ and (Aᵀ)ᵀ B compute it."""
+    from fastperm.kernels.cuda import product
+
+    xp, shape = compiling.xp(), (len(A), B.shape[1])
+    for B_along_k in (False, True):
+        out = xp.asarray(poisoned(shape, "float32"))
+        weights = xp.asarray(np.ascontiguousarray(B.T if B_along_k else B))
+        product.product(xp.asarray(A), weights, out, B_along_k=B_along_k, precision=precision)
+        yield on_host(out)
+    total = xp.zeros(shape, np.float32)
+    product.add_transposed_product(xp.asarray(np.ascontiguousarray(A.T)), xp.asarray(B), total, precision=precision)
+    yield on_host(total)
+
+
 @pytest.mark.parametrize("size", [20] if compiling.SIMULATED else [132, 260])
 @ON_TENSOR_CORES
 def test_factors_are_rounded_to_the_nearest_number_of_a_precision(cuda, precision, size):
     """And not cut off, as tensor cores would: one factor is the identity, so that the product is the other."""
     from fastperm.kernels.cuda import product
 
-    generator, xp = np.random.default_rng(SEED), compiling.xp()
+    generator = np.random.default_rng(SEED)
     some, one = generator.standard_normal((size, size)).astype(np.float32), np.eye(size, dtype=np.float32)
     wanted = {"tf32": to_tf32, "bfloat16": to_bf16}[precision](some)
     assert product.way_of(size, size, precision) == way_on_cores(size, size)
     for A, B in ((some, one), (one, some)):
-        for B_along_k in (False, True):
-            out = xp.asarray(poisoned((size, size), "float32"))
-            weights = xp.asarray(np.ascontiguousarray(B.T if B_along_k else B))
-            product.product(xp.asarray(A), weights, out, B_along_k=B_along_k, precision=precision)
-            np.testing.assert_array_equal(on_host(out), wanted)
-        total = xp.zeros((size, size), np.float32)
-        product.add_transposed_product(xp.asarray(np.ascontiguousarray(A.T)), xp.asarray(B), total, precision=precision)
-        np.testing.assert_array_equal(on_host(total), wanted)
+        for found in products_of(A, B, precision):
+            np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # 0 · inf, beyond the edges
@@ -968,21 +977,13 @@ def test_factors_are_rounded_to_the_nearest_number_of_a_precision(cuda, precisio
 @pytest.mark.parametrize("number", [np.nan, -np.inf])
 @ON_TENSOR_CORES
 def test_what_is_not_finite_in_a_factor_reaches_what_it_is_a_factor_of(cuda, precision, number, size):
-    from fastperm.kernels.cuda import product
-
-    xp, ones, other = compiling.xp(), np.ones((size, size), np.float32), np.ones((size, size), np.float32)
+    ones, other = np.ones((2, size, size), np.float32)
     other[3, 7] = number
     for A, B, row, column in ((ones, other, slice(None), 7), (other, ones, 3, slice(None))):
         wanted = np.full((size, size), size, np.float32)
         wanted[row, column] = number
-        for B_along_k in (False, True):
-            out = xp.asarray(poisoned((size, size), "float32"))
-            weights = xp.asarray(np.ascontiguousarray(B.T if B_along_k else B))
-            product.product(xp.asarray(A), weights, out, B_along_k=B_along_k, precision=precision)
-            np.testing.assert_array_equal(on_host(out), wanted)
-        total = xp.zeros((size, size), np.float32)
-        product.add_transposed_product(xp.asarray(np.ascontiguousarray(A.T)), xp.asarray(B), total, precision=precision)
-        np.testing.assert_array_equal(on_host(total), wanted)
+        for found in products_of(A, B, precision):
+            np.testing.assert_array_equal(found, wanted)
 
 
 @ON_TENSOR_CORES

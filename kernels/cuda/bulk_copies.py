@@ -71,12 +71,9 @@ else:
             shared_address_of(context, builder, kind, (to, barrier)),
             *(builder.trunc(own, _SHORT) for own in blocks),
         ]
-        code, kinds = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes", (_INT, _LONG, _INT, _INT)
-        if blocks:
-            code, kinds = f"{code}.multicast::cluster [$0], [$1], $2, [$3], $4;", (*kinds, _SHORT)
-        else:
-            code = f"{code} [$0], [$1], $2, [$3];"
-        builder.call(_statement(code, *kinds), addresses)
+        how, last = (".multicast::cluster", ", $4") if blocks else ("", "")
+        code = f"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes{how} [$0], [$1], $2, [$3]{last};"
+        builder.call(_statement(code, _INT, _LONG, _INT, _INT, *[_SHORT for _ in blocks]), addresses)
 
     @intrinsic
     def copy_to_block(typing_context, shared, place, source, source_place, count, barrier):
