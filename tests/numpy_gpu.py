@@ -121,9 +121,8 @@ def bf16_product(M, d, a, b, c):
 
 def _multiply_by_shared(M, d, A, B):
     """Add A B, (W, 64, K) and (W, K, N), to registers of warpgroups, of whose warps each has 16 rows as above."""
-    products = (A.astype("f4") @ B.astype("f4")).reshape(
-        len(A), 4, 2, 8, -1, 4, 2
-    )  # warp, half, g, column / 8, t, pair
+    # By warp, half, g, column / 8, t, and which of a pair.
+    products = (A.astype("f4") @ B.astype("f4")).reshape(len(A), 4, 2, 8, -1, 4, 2)
     for i, register in enumerate(d):
         own = products[:, :, i // 2 % 2, :, i // 4, :, i % 2]
         np.add(register, own.reshape(-1), out=register, where=M)

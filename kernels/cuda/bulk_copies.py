@@ -17,7 +17,7 @@ else:
     from numba import types
 
     from fastperm.kernels.cuda.compiling import intrinsic
-    from fastperm.kernels.cuda.vectors import address_of, shared_address_of, together
+    from fastperm.kernels.cuda.vectors import address_of, shared_address_of, statement_together
 
     _BIT, _SHORT, _INT, _LONG = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
@@ -45,8 +45,7 @@ else:
     @intrinsic
     def meet_cluster(typing_context):
         """Wait for all threads of the cluster, but not, as `cluster_barrier`, for what they wrote to memory."""
-        statement = _statement("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;")
-        return types.void(), lambda _, builder, *__: together(builder, statement, []) and None
+        return statement_together("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;")
 
     @intrinsic
     def expect_bytes(typing_context, shared, place, count):

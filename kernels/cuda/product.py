@@ -152,7 +152,7 @@ def add_transposed_product(
     nothing = (None,) * 5
     rest, shape = (*nothing, *flags_of(*nothing, False, NO_POOL)), (rows, columns, inner, inner_part)
     if way == ON_WARPGROUPS:
-        product_on_warpgroups.launch_of_rows(precision, parts, x, g, rest, *shape, out)
+        product_on_warpgroups.launch_of_rows(tiles * parts, precision, x, g, rest, *shape, out)
     elif way == ON_CORES:
         how = {"A_along_k": False, "B_along_k": False}
         product_on_cores.launch(tiles * parts, precision, x, g, *rest, *shape, out, None, **how)

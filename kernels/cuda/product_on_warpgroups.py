@@ -385,7 +385,6 @@ def _make(name, add_products, row_of_lane, second_row, *, clustered):
 def _arranger(precision):
     """Return the kernel of `arranged`."""
     rounded, pack = TENSOR_CORES[precision].rounded, TENSOR_CORES[precision].pack
-
     name = f"arranged_{TENSOR_CORES[precision].name}"
 
     @kernel("f4* i8 i8 i8 i8 i8 f4*", threads=THREADS, name=name, only=HOPPER)
@@ -453,7 +452,7 @@ def launch_of_weights(precision, A, weights, rest, rows, columns, inner, out, pa
     kernel(blocks, A, weights, *rest, rows, columns, inner, inner, out, partials, shared=SHARED_BYTES, cluster=team)
 
 
-def launch_of_rows(precision, parts, x, g, rest, rows, columns, inner, inner_part, out):
-    """Launch xᵀ g, in so many parts of the rows."""
-    blocks = tiles(rows, columns) * parts
-    KERNELS_OF[precision][False](blocks, x, g, *rest, rows, columns, inner, inner_part, out, None, shared=SHARED_BYTES)
+def launch_of_rows(blocks, precision, x, g, rest, rows, columns, inner, inner_part, out):
+    """Launch xᵀ g, with a block for each tile of each part of the rows."""
+    kernel = KERNELS_OF[precision][False]
+    kernel(blocks, x, g, *rest, rows, columns, inner, inner_part, out, None, shared=SHARED_BYTES)

@@ -226,6 +226,10 @@ else:
         """Call what all threads of a warp do at once: a compiler may not let some of them do it in another place."""
         return builder.call(assembly, arguments, attrs=("convergent",))
 
+    def statement_together(code):
+        """Return signature and code of an intrinsic that is one statement, which all threads of a warp do at once."""
+        return types.void(), lambda _, builder, *__: together(builder, _assembly(code, ""), []) and None
+
     def shared_address_of(context, builder, array_type, of):
         """Return the address of an element in shared memory, as a number of 32 bits."""
         # As the compiler says it, who knows where the array lies, so that it takes no instruction.
@@ -409,8 +413,7 @@ else:
     @intrinsic
     def cluster_barrier(typing_context):
         """Wait for all threads of the cluster, and see what they wrote."""
-        both = "barrier.cluster.arrive.release; barrier.cluster.wait.acquire;"
-        return types.void(), lambda _, builder, *__: together(builder, _assembly(both, ""), []) and None
+        return statement_together("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;")
 
     @intrinsic
     def load1_of_block(typing_context, shared, place, rank):

@@ -24,40 +24,36 @@ else:
     from numba import types
 
     from fastperm.kernels.cuda.compiling import intrinsic
-    from fastperm.kernels.cuda.vectors import shared_address_of, together
+    from fastperm.kernels.cuda.vectors import shared_address_of, statement_together, together
 
     _FLOAT, _INT, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
     # Of a descriptor, in units of 16 bytes: from one core matrix to the next along k, and along the columns.
     _STRIDES = (4 * CORE >> 4) << 16 | (8 * CORE >> 4) << 32
 
-    def _statement(code):
-        assembly = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), code, "~{memory}", side_effect=True)
-        return types.void(), lambda _, builder, *__: together(builder, assembly, []) and None
-
     @intrinsic
     def fence_shared(typing_context):
         """Let tensor cores see what this thread has written to shared memory, once all have waited for each other."""
-        return _statement("fence.proxy.async.shared::cta;")
+        return statement_together("fence.proxy.async.shared::cta;")
 
     @intrinsic
     def begin_products(typing_context):
         """Let products that follow see what registers hold."""
-        return _statement("wgmma.fence.sync.aligned;")
+        return statement_together("wgmma.fence.sync.aligned;")
 
     @intrinsic
     def end_products(typing_context):
         """Make the products that were begun one group."""
-        return _statement("wgmma.commit_group.sync.aligned;")
+        return statement_together("wgmma.commit_group.sync.aligned;")
 
     @intrinsic
     def wait_for_products(typing_context):
         """Wait until all products are done."""
-        return _statement("wgmma.wait_group.sync.aligned 0;")
+        return statement_together("wgmma.wait_group.sync.aligned 0;")
 
     @intrinsic
     def wait_for_products_but_one(typing_context):
         """Wait until all groups of products but the last one are done."""
-        return _statement("wgmma.wait_group.sync.aligned 1;")
+        return statement_together("wgmma.wait_group.sync.aligned 1;")
 
     def _multiply(steps, kind, ending):
         """Return signature and code of ``wgmma.mma_async`` for a in registers, of so many steps along k."""
