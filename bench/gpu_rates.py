@@ -7,6 +7,7 @@ layers have more elements there, or the host would take longer to launch them th
 """
 
 import time
+from unittest.mock import patch
 
 import numpy as np
 
@@ -90,15 +91,20 @@ def _layer_seconds(xp, elements, width, precision):
         "dx": lambda: products.product(g, W, y, B_along_k=True, masked_by=x, **pooled),
         "dW": lambda: products.add_transposed_product(x, g, dW, precision=precision),
     }
-    usual, seconds = (products.LIBRARY_ROUNDED, product_on_warpgroups.LEAST), {way: {} for way in ways}
+    own, seconds = product_on_warpgroups.LEAST, {way: {} for way in ways}
+    never, always = 1 << 62, 0
     # From how many columns on the library multiplies, and, short of that, warpgroups.
-    limits = {"cublas": (0, 1 << 62), "ours": (1 << 62, usual[1])}
-    if width >= usual[1] and product_on_warpgroups.are_there():
-        limits["warps"] = (1 << 62, 1 << 62)
-    for name, (products.LIBRARY_ROUNDED, product_on_warpgroups.LEAST) in limits.items():
-        for way, function in ways.items():
-            seconds[way][name] = _least_seconds(function, xp, LAYER_ROWS)
-    products.LIBRARY_ROUNDED, product_on_warpgroups.LEAST = usual
+    limits = {"cublas": (always, never), "ours": (never, own)}
+    if width >= own and product_on_warpgroups.are_there():
+        limits["warps"] = (never, never)
+    for name, (of_library, of_warpgroups) in limits.items():
+        with (
+            patch.object(products, "LIBRARY_ROUNDED", of_library),
+            patch.object(products, "LIBRARY_ROUNDED_TRANSPOSED", {precision: of_library}),
+            patch.object(product_on_warpgroups, "LEAST", of_warpgroups),
+        ):
+            for way, function in ways.items():
+                seconds[way][name] = _least_seconds(function, xp, LAYER_ROWS)
     return {"elements": elements, "width": width, "precision": precision, "seconds": seconds}
 
 

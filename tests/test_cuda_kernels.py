@@ -924,6 +924,7 @@ def test_a_tile_of_tensor_cores_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
     monkeypatch.setattr(compiling, "KERNELS", {})
     monkeypatch.setattr(product, "LEAST_ROWS", 50)
     monkeypatch.setattr(product, "LIBRARY_ROUNDED", 1024)
+    leave_no_transposed_product_to_the_library(monkeypatch)
     tile = product_on_cores.Tile(2, 2, 4, 8, 16)
     assert (tile.threads, tile.rows, tile.columns) == (128, 128, 128)
     monkeypatch.setattr(product_on_cores, "TILE", tile)
@@ -940,6 +941,29 @@ def test_a_tile_of_tensor_cores_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
     )
     # All warps have rows and columns, and all stages are used more than once; TF32 would take three times as long.
     products_of_integers((75, 1, 24), 68, 100, ["bfloat16"])
+
+
+@pytest.mark.parametrize("columns", [1, 5, 8] if compiling.SIMULATED else [1, 33, 512])
+@pytest.mark.parametrize("rows", [1, 7, 90] if compiling.SIMULATED else [1, 777, 70_001])
+def test_a_transposed_product_of_few_features(cuda, rows, columns):
+    """Of integers, whose sums are exact; and of one feature more than that kernel takes."""
+    from fastperm.kernels.cuda import product, product_of_few
+
+    generator, xp = np.random.default_rng(SEED), compiling.xp()
+    for few in range(1, product_of_few.MOST + 2):
+        x, g, start = (
+            generator.integers(-2, 3, shape).astype(np.float32)
+            for shape in ((rows, few), (rows, columns), (few, columns))
+        )
+        total = xp.array(start)
+        product.add_transposed_product(xp.asarray(x), xp.asarray(g), total)
+        np.testing.assert_array_equal(on_host(total), start + x.T @ g)
+
+
+def leave_no_transposed_product_to_the_library(monkeypatch):
+    from fastperm.kernels.cuda import product
+
+    monkeypatch.setattr(product, "LIBRARY_ROUNDED_TRANSPOSED", dict.fromkeys(product.LIBRARY_ROUNDED_TRANSPOSED, 1024))
 
 
 def products_of(A, B, precision):
@@ -959,9 +983,11 @@ def products_of(A, B, precision):
 
 @pytest.mark.parametrize("size", [20] if compiling.SIMULATED else [132, 260])
 @ON_TENSOR_CORES
-def test_factors_are_rounded_to_the_nearest_number_of_a_precision(cuda, precision, size):
+def test_factors_are_rounded_to_the_nearest_number_of_a_precision(cuda, precision, size, monkeypatch):
     """And not cut off, as tensor cores would: one factor is the identity, so that the product is the other."""
     from fastperm.kernels.cuda import product
+
+    leave_no_transposed_product_to_the_library(monkeypatch)
 
     generator = np.random.default_rng(SEED)
     some, one = generator.standard_normal((size, size)).astype(np.float32), np.eye(size, dtype=np.float32)
@@ -976,7 +1002,8 @@ def test_factors_are_rounded_to_the_nearest_number_of_a_precision(cuda, precisio
 @pytest.mark.parametrize("size", [20] if compiling.SIMULATED else [132, 260])
 @pytest.mark.parametrize("number", [np.nan, -np.inf])
 @ON_TENSOR_CORES
-def test_what_is_not_finite_in_a_factor_reaches_what_it_is_a_factor_of(cuda, precision, number, size):
+def test_what_is_not_finite_in_a_factor_reaches_what_it_is_a_factor_of(cuda, precision, number, size, monkeypatch):
+    leave_no_transposed_product_to_the_library(monkeypatch)
     ones, other = np.ones((2, size, size), np.float32)
     other[3, 7] = number
     for A, B, row, column in ((ones, other, slice(None), 7), (other, ones, 3, slice(None))):
@@ -998,7 +1025,9 @@ def test_factors_that_tensor_cores_cannot_fetch_are_left_to_the_library(cuda, pr
         assert product.way_of(inner, columns, precision) == product.BY_LIBRARY
     wide = product.ON_WARPGROUPS if product_on_warpgroups.are_there() else product.BY_LIBRARY
     assert product.way_of(product.LIBRARY_ROUNDED, 5000, precision) == wide
-    assert product.way_of(product.LIBRARY_ROUNDED, 5000, precision, transposed=True) == product.BY_LIBRARY
+    least = product.LIBRARY_ROUNDED_TRANSPOSED[precision]
+    assert product.way_of(least, 5000, precision, transposed=True) == product.BY_LIBRARY
+    assert product.way_of(least - 4, 5000, precision, transposed=True) != product.BY_LIBRARY
     asked = []
     matmul = product.matmul
     monkeypatch.setattr(product, "matmul", lambda *one, **how: (asked.append(how), matmul(*one, **how)))

@@ -14,6 +14,7 @@ from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
 from fastperm.kernels.cuda.copying import copied
 from fastperm.kernels.cuda.equivariant import layer_inputs, layer_parameters
 from fastperm.kernels.cuda.offsets import on_device
+from fastperm.kernels.cuda.parts import add_parts
 from fastperm.kernels.cuda.pooling import (
     PARTIAL_ROWS,
     THREADS,
@@ -24,7 +25,7 @@ from fastperm.kernels.cuda.pooling import (
     row_scales,
     sets_of_rows,
 )
-from fastperm.kernels.cuda.product import BLOCKS, NO_POOL, add_parts
+from fastperm.kernels.cuda.product import BLOCKS, NO_POOL
 from fastperm.kernels.cuda.vectors import relu
 
 # Harmonics that a thread sums at a time: x is read once for all of them.

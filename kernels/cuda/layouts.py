@@ -190,9 +190,19 @@ class Layout(NamedTuple):
         return self.width + (8 if self.tensor_cores else 1)
 
     @property
+    def lanes(self):
+        """Threads that share a row of a matrix, for a product of its rows with a vector."""
+        return min(self.width, 32)
+
+    @property
+    def lanes_lead(self):
+        """Floats from the sums of one row to those of the next."""
+        return self.lanes + 1
+
+    @property
     def work(self):
         """Floats of shared memory for two stages of h, as far as weights do not lie there, or for sums of threads."""
-        sums = self.sums_rows * self.sums_lead + self.threads
+        sums = max(self.sums_rows * self.sums_lead + self.threads, self.width * self.lanes_lead)
         stages = max(2 * self.stage_size, self.heaps * self.width * self.tile_lead)
         return max(stages - self.lines * self.lead if self.wide else stages, sums)
 

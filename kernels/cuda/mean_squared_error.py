@@ -1,11 +1,12 @@
 """Mean squared error; formula in ``kernels/reference/mean_squared_error.py``.
 
-Each block sums a fixed share of the numbers in double precision, and one block adds up the shares in their order.
+Each block sums a fixed share of the numbers in double precision; `parts.mean_of_sums` adds up the shares.
 """
 
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
+from fastperm.kernels.cuda.parts import mean_of_sums
 
 THREADS = 4 if SIMULATED else 256
 PER_THREAD = 2 if SIMULATED else 16
@@ -33,16 +34,6 @@ def squared_error(
     return mean_of_sums(sums, y.size)
 
 
-def mean_of_sums(
-    sums,  # (count,), float64
-    size,  # of what was summed
-):
-    """Return the mean as an array on the GPU."""
-    mean = xp().empty((), np.float64)
-    _mean_of_sums(1, sums, sums.size, size, mean)
-    return mean
-
-
 @kernel("f4* f4* f4 i8 f8* f4*", threads=THREADS)
 def _squared_error(
     y,  # (size,)
@@ -66,23 +57,3 @@ def _squared_error(
         for other in range(1, THREADS):
             total += shared[other]
         sums[cuda.blockIdx.x] = total
-
-
-@kernel("f8* i8 i8 f8*", threads=THREADS)
-def _mean_of_sums(
-    sums,  # (count,)
-    count,
-    size,
-    mean,  # (1,)
-):
-    shared = cuda.shared.array(THREADS, np.float64)
-    thread = cuda.threadIdx.x
-    own = np.float64(0)
-    for i in range(thread, count, THREADS):
-        own += sums[i]
-    shared[thread] = own
-    cuda.syncthreads()
-    if thread == 0:
-        for other in range(1, THREADS):
-            own += shared[other]
-        mean[0] = own / np.float64(size)

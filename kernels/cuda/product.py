@@ -4,14 +4,14 @@
 
 `way_of` says what computes it: the register tiles below, those of tensor cores (``product_on_cores.py``; on Hopper,
 ``product_on_warpgroups.py``), or NVIDIA's library (``library.py``), after which a pass over memory does what the finish
-of a tile does (``product_finish.py``).
+of a tile does (``product_finish.py``). xᵀ g of a few features has kernels of its own (``product_of_few.py``).
 
 A block computes a tile of out, in stages along k. Shared memory holds two of them: while the threads multiply one, the
 next is on its way from memory to their registers. Each thread holds 4 × 4 numbers of up to four parts of the tile
 (`Tile`), so that a warp reads shared memory 128 bits at a time without bank conflicts.
 A, B or both may be stored along k: then the loader turns them on their way into shared memory. So the same template
 serves x W (A along k), g Wᵀ (both) and xᵀ g (neither); for the last the rows are what is summed over, in ``parts``
-that are added up in a fixed order by `add_parts`.
+that are added up in a fixed order by `parts.add_parts`.
 
 The finish adds up every PARTIAL_ROWS rows of out for the next pooling or gradient while they are at hand, through
 shared memory (`pooling.pool_rows`), instead of reading all of out again.
@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastperm.kernels.cuda import product_on_cores, product_on_warpgroups
+from fastperm.kernels.cuda import product_of_few, product_on_cores, product_on_warpgroups
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
 from fastperm.kernels.cuda.library import matmul
-from fastperm.kernels.cuda.pooling import FINISH_COLUMNS, FINISH_SHARES, FINISH_THREADS, partial_sums
+from fastperm.kernels.cuda.parts import add_parts
+from fastperm.kernels.cuda.pooling import partial_sums
 from fastperm.kernels.cuda.product_finish import FETCHED, NO_POOL, finish_product, flags_of, part_finisher
 from fastperm.kernels.cuda.vectors import aligned, load4, store1, store4
 
@@ -32,7 +33,7 @@ PAD = 4  # between steps in shared memory, against bank conflicts; keeps 16 byte
 
 # xᵀ g is cut into so many parts that a large card has work (an H200 has 132 multiprocessors), but none of fewer rows.
 # Both depend on the shapes alone, and so do the bits of the result.
-BLOCKS = 8 if SIMULATED else 512
+BLOCKS, BLOCKS_OF_FEW = (8, 16) if SIMULATED else (512, 2048)
 LEAST_ROWS = 8 if SIMULATED else 256
 
 
@@ -75,9 +76,10 @@ TILES = (
 # for xᵀ g, which needs no finish, from so many rows and columns on.
 LIBRARY, LIBRARY_TRANSPOSED = (12, 12) if SIMULATED else (256, 128)
 # On tensor cores, in TF32 and bfloat16, the products of so many columns and steps, and only of those whose rows are
-# aligned; wider ones are NVIDIA's, where warpgroups do not multiply by weights, and narrower ones stay in float32. Not
-# timed yet: see docs/performance.md.
+# aligned; wider ones are NVIDIA's, where warpgroups do not multiply by weights, and narrower ones stay in float32. For
+# xᵀ g, whose rows our tiles fetch no faster than it, NVIDIA's library comes earlier: see docs/performance.md.
 LEAST_ROUNDED, LIBRARY_ROUNDED = (16, 40) if SIMULATED else (16, 1024)
+LIBRARY_ROUNDED_TRANSPOSED = {"tf32": 40, "bfloat16": 40} if SIMULATED else {"tf32": 128, "bfloat16": 512}
 BY_LIBRARY, ON_WARPGROUPS, ON_CORES, BY_TILES = "library", "warpgroups", "cores", "tiles"
 
 
@@ -141,17 +143,22 @@ def add_transposed_product(
         matmul(x, g, total, precision, A_turned=True, adds=True)
         return
     own_tile, kernels = suited(columns)
-    if way == ON_WARPGROUPS:
+    few = way == BY_TILES and rows <= product_of_few.MOST
+    if few:
+        tiles = product_of_few.tiles(columns)
+    elif way == ON_WARPGROUPS:
         tiles = product_on_warpgroups.tiles(rows, columns)
     else:
         tiles = _tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
-    parts = max(1, min(BLOCKS // tiles, inner // LEAST_ROWS))
+    parts = max(1, min((BLOCKS_OF_FEW if few else BLOCKS) // tiles, inner // LEAST_ROWS))
     inner_part = -(-inner // parts)
     parts = -(-inner // inner_part)
     out = xp().empty((parts, rows, columns), np.float32)
     nothing = (None,) * 5
     rest, shape = (*nothing, *flags_of(*nothing, False, NO_POOL)), (rows, columns, inner, inner_part)
-    if way == ON_WARPGROUPS:
+    if few:
+        product_of_few.launch(parts, x, g, inner_part, out)
+    elif way == ON_WARPGROUPS:
         product_on_warpgroups.launch_of_rows(tiles * parts, precision, x, g, rest, *shape, out)
     elif way == ON_CORES:
         how = {"A_along_k": False, "B_along_k": False}
@@ -159,14 +166,6 @@ def add_transposed_product(
     else:
         kernels["transposed"](tiles * parts, x, g, *rest, *alignment, aligned(out, columns), *shape, out, None)
     add_parts(out, total)
-
-
-def add_parts(
-    parts,  # (P, …)
-    total,  # (…), C-contiguous: gets the sum added
-):
-    size = total.size
-    _add_parts(-(-size // FINISH_COLUMNS), parts, len(parts), size, total)
 
 
 def _tiles(tile, rows, columns):
@@ -187,7 +186,7 @@ def way_of(inner, columns, precision="float32", *, is_aligned=True, transposed=F
     if not is_aligned or inner % 4 or columns % 4:
         return BY_LIBRARY
     wide = narrowest >= product_on_warpgroups.LEAST and product_on_warpgroups.are_there()
-    if narrowest >= LIBRARY_ROUNDED and (transposed or not wide):
+    if narrowest >= LIBRARY_ROUNDED_TRANSPOSED[precision] if transposed else narrowest >= LIBRARY_ROUNDED and not wide:
         return BY_LIBRARY
     return ON_WARPGROUPS if wide else ON_CORES
 
@@ -457,25 +456,3 @@ PRODUCTS = {
     )
     for most, tile in TILES.items()
 }
-
-
-@kernel("f4* i8 i8 f4*", threads=FINISH_THREADS)
-def _add_parts(
-    parts,  # (P, size)
-    count,  # P
-    size,
-    total,  # (size,), added to
-):
-    shared = cuda.shared.array(FINISH_THREADS, np.float64)
-    thread = cuda.threadIdx.x
-    place = np.int64(cuda.blockIdx.x) * FINISH_COLUMNS + thread % FINISH_COLUMNS
-    added = np.float64(0)
-    if place < size:
-        for part in range(thread // FINISH_COLUMNS, count, FINISH_SHARES):
-            added += np.float64(parts[part * size + place])
-    shared[thread] = added
-    cuda.syncthreads()
-    if thread < FINISH_COLUMNS and place < size:
-        for share in range(1, FINISH_SHARES):
-            added += shared[share * FINISH_COLUMNS + thread]
-        total[place] += np.float32(added)

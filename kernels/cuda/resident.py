@@ -12,7 +12,7 @@ the thread that computed it and needs it again.
     dW_self = h gᵀ     groups of threads share the elements, and each has a tile of dW_self; h comes in stages
     dx = (W_self g + dm) ⊙ 1[h > 0]     in place, as forward
 
-Every block adds up the gradients of its sets in a part of its own; `product.add_parts` adds up the parts. How many
+Every block adds up the gradients of its sets in a part of its own; `parts.add_parts` adds up the parts. How many
 blocks there are depends on the sizes of the sets alone, and so do the bits of the result.
 
 A set that is too large for one block belongs to a cluster of them, each with strips of its own. All that crosses blocks
@@ -29,16 +29,16 @@ import numpy as np
 from fastperm.kernels.cuda.cluster_probe import clusters_run
 from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, clusters, cuda, device, kernel, most_shared_memory, xp
 from fastperm.kernels.cuda.layouts import LAYOUTS, TENSOR_LAYOUTS
-from fastperm.kernels.cuda.mean_squared_error import mean_of_sums
 from fastperm.kernels.cuda.offsets import on_device, sizes
-from fastperm.kernels.cuda.product import add_parts
-from fastperm.kernels.cuda.resident_gradient import NARROW, narrow_gradient_of, self_gradient_of
+from fastperm.kernels.cuda.parts import add_parts
+from fastperm.kernels.cuda.resident_gradient import NARROW, narrow_gradient_of, put_gradients_of, self_gradient_of
 from fastperm.kernels.cuda.resident_masks import masks_of
 from fastperm.kernels.cuda.resident_parameters import parameters_of
 from fastperm.kernels.cuda.resident_sums import sums_of
 from fastperm.kernels.cuda.strips import strips_of
 from fastperm.kernels.cuda.vectors import (
     add1,
+    aligned,
     cluster_barrier,
     cluster_rank,
     cluster_size,
@@ -49,8 +49,7 @@ from fastperm.kernels.cuda.vectors import (
     store1,
 )
 
-# The sets are dealt out to so many blocks at most: two for each multiprocessor of a large card.
-BLOCKS = 3 if SIMULATED else 264
+MULTIPROCESSORS = 132  # of a large card
 # Of smaller sets, on average, a block would leave most of its threads idle; the tiles take many of them at once. A
 # multiprocessor holds several blocks or, of a wide layout, only one: then a set must have more.
 LEAST_ELEMENTS = 1 if SIMULATED else 32
@@ -130,13 +129,20 @@ def resident_step(
         parts=parts,
         losses=losses,
     )
-    add_parts(parts, gradients)
-    return mean_of_sums(losses, targets.size)
+    return add_parts(parts, gradients, losses, targets.size)
+
+
+def most_blocks(layout):
+    """Return to how many blocks the sets are dealt out at most: what a large card computes at once.
+
+    Each of them has sums of all gradients of its own, which are written and read once more.
+    """
+    return 3 if SIMULATED else MULTIPROCESSORS * layout.blocks
 
 
 def _blocks(layout, n_sets):
     """Return how many blocks are launched: it depends on the batch alone."""
-    return min(n_sets, max(BLOCKS // layout.cluster, 1)) * layout.cluster
+    return min(n_sets, max(most_blocks(layout) // layout.cluster, 1)) * layout.cluster
 
 
 def _launch(
@@ -149,7 +155,7 @@ def _launch(
     signs_size = layout.signs(longest)
     signs = xp().empty((blocks, depth, signs_size), np.int32) if training else None
     places = on_device(offsets), on_device(np.array(widths, np.int64))
-    flags = (weights is not None, aggregate == "mean", pool == "mean", depth)
+    flags = (weights is not None, aggregate == "mean", pool == "mean", aligned(parameters, 4), depth)
     lengths = (n_sets, stride, kept_size, signs_size, parameters.size)
     KERNELS_OF[layout.name][training](
         *(blocks, x, places[0], weights, targets, parameters, places[1], *flags, *lengths, factor, kept, signs),
@@ -182,24 +188,25 @@ def _make(layout, training):
     # Column j of a thread is its first one, and so many more.
     U, near, far = layout.columns_near
     thread_rows, rows_at_once = layout.rows, layout.rows_at_once
-    sums_rows, sums_lead, shares = layout.sums_rows, layout.sums_lead, threads // width
-    tile_lead, heaps, heap, group = layout.tile_lead, layout.heaps, width * layout.tile_lead, layout.group  # of dW_self
+    sums_rows, sums_lead, group = layout.sums_rows, layout.sums_lead, layout.group
     most_held, most_rows = max(held, tile), layout.most_rows
-    W, free, stages, m, c, G, dm, dy, _, h = layout.places
+    W, free, _, m, c, G, dm, dy, _, h = layout.places
 
     strips_here = strips_of(layout)
     place_of_thread = strips_here.place_of_thread
     hold_rows, hold_columns = strips_here.hold_rows, strips_here.hold_columns
     lines_of, put_inputs = strips_here.lines_of, strips_here.put_inputs
-    put_strip, multiply_strip = strips_here.put_strip, strips_here.multiply_strip
+    round_strip, put_strip = strips_here.round_strip, strips_here.put_strip
+    multiply_strip = strips_here.multiply_strip
     add_to_own_sums, clear_own_sums, add_up, column_sums = sums_of(layout)
     put_signs, hold_signs, mask_sums = masks_of(layout)
-    most_parameters, put_weights, put_turned_weights, vector_product = parameters_of(
+    most_parameters, put_weights, put_turned_weights, vector_product, turned_vector_product = parameters_of(
         layout, strips_here.first_feature, strips_here.word
     )
     self_gradient = self_gradient_of(layout, strips_here)
+    put_gradients = put_gradients_of(layout)
     narrow_gradient, narrow_room = narrow_gradient_of(layout, strips_here)
-    assert heaps == 1 or not wide
+    assert layout.heaps == 1 or not wide
 
     @device
     def whereabouts():
@@ -224,7 +231,7 @@ def _make(layout, training):
             for j in range(held_columns):
                 sums[r * held_columns + j] = a[r] * b[j]
 
-    arrays = "f4* i8* f4* f4* f4* i8* " + "i4 " * 4 + "i8 " * 5 + "f4 f4* i4* f4* f8* f4*"
+    arrays = "f4* i8* f4* f4* f4* i8* " + "i4 " * 5 + "i8 " * 5 + "f4 f4* i4* f4* f8* f4*"
 
     @kernel(
         arrays,
@@ -244,6 +251,7 @@ def _make(layout, training):
         weighted,
         mean_aggregate,  # or sum
         mean_pool,  # or sum
+        is_aligned,  # whether the parameters begin where 128 bits may
         depth,  # D
         n_sets,  # S
         stride,  # of lines in shared memory and in ``kept``
@@ -360,7 +368,7 @@ def _make(layout, training):
                 inner = lines_of(K)
                 if training and thread < width:
                     kept[means + layer * width + thread] = load1(shared, m + thread)
-                put_weights(shared, parameters, place, K, N, inner, thread, of_W)
+                put_weights(shared, parameters, place, K, N, inner, is_aligned, thread, of_W)
                 vector_product(
                     shared, m, K, parameters, place + K * N, N, np.int64(1), N, place + 2 * K * N, free, thread, c, of_W
                 )
@@ -382,12 +390,13 @@ def _make(layout, training):
                         for i in range(held):
                             sums[i] = relu(sums[i])
                         add_to_own_sums(shared, own_sums, a, sums, b)
+                        if training:
+                            put_signs(signs, signs_start + thread + layer * signs_size + turn * words * threads, sums)
                         if not last:
+                            round_strip(sums)
                             put_strip(shared, h + own_column * stride + row, stride, sums)
                         if training and not last:
                             put_strip(kept, kept_layer + own_column * stride + row, stride, sums)
-                        if training:
-                            put_signs(signs, signs_start + thread + layer * signs_size + turn * words * threads, sums)
                 column_sums(shared, free, pool_divisor if last else aggregate_divisor, thread, m, shown)
                 place += 2 * K * N + N
 
@@ -411,11 +420,9 @@ def _make(layout, training):
                         loss += np.float64(load1(shared, c + i)) * np.float64(load1(shared, c + i))
                     losses[s] = loss
                 own_part = np.int64(own_block()) * n_parameters
-                share, j = thread // width, thread % width
-                if j < N:
-                    for k in range(share, K, shares):
-                        product = load1(shared, m + k) * load1(shared, dy + j)
-                        _put(parts, own_part + place + k * N + j, product if leads else zero, fresh)
+                for i in range(thread, K * N, threads):
+                    product = load1(shared, m + i // N) * load1(shared, dy + i % N)
+                    _put(parts, own_part + place + i, product if leads else zero, fresh)
                 if thread < N:
                     of_set = load1(shared, dy + thread) if leads else zero
                     _put(parts, own_part + place + K * N + thread, of_set, fresh)
@@ -443,6 +450,7 @@ def _make(layout, training):
                         for r in range(8):
                             a[r] = np.float32(1)
                         add_to_own_sums(shared, own_sums, a, sums, b)
+                        round_strip(sums)
                         put_strip(shared, h + own_column * stride + row, stride, sums)
                 column_sums(shared, free, one, thread, G, shown)
 
@@ -474,38 +482,16 @@ def _make(layout, training):
                             thread // group, thread, tiles, of_g, a,
                         )  # fmt: skip
                     own_part = np.int64(own_block()) * n_parameters
-                    share, j = thread // width, thread % width
-                    if j < N:
-                        for k in range(share, K, shares):
-                            at = own_part + place + k * N + j
-                            total = load1(shared, stages + k * tile_lead + j)
-                            if not is_narrow:
-                                for i in range(1, heaps):
-                                    total += load1(shared, stages + i * heap + k * tile_lead + j)
-                            _put(parts, at, total, fresh)
-                            product = load1(shared, m + k) * load1(shared, G + j)
-                            _put(parts, at + K * N, product if leads else zero, fresh)
+                    put_gradients(
+                        shared, parts, own_part + place, K, N, not is_narrow, rank, team, fresh, thread, tiles
+                    )  # fmt: skip
                     if layer > 0:
                         inner = lines_of(N)
                         if wide:
                             cuda.syncthreads()  # dW_self lay where the weights go
                         put_turned_weights(shared, parameters, place, K, N, inner, thread, of_W)
                         cuda.syncthreads()
-                        vector_product(
-                            shared,
-                            G,
-                            N,
-                            parameters,
-                            place + K * N,
-                            np.int64(1),
-                            N,
-                            K,
-                            np.int64(-1),
-                            free,
-                            thread,
-                            dm,
-                            of_W,
-                        )
+                        turned_vector_product(shared, G, N, parameters, place + K * N, K, free, thread, dm, of_W)
                         clear_own_sums(shared, own_sums)
                         for turn in range(turns):
                             strip = turn * warps + warp
@@ -530,6 +516,7 @@ def _make(layout, training):
                                 for r in range(8):
                                     a[r] = np.float32(1)
                                 add_to_own_sums(shared, own_sums, a, sums, b)
+                                round_strip(sums)
                                 put_strip(shared, h + own_column * stride + row, stride, sums)
                         column_sums(shared, free, one, thread, G, shown)
             cuda.syncthreads()

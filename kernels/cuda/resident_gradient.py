@@ -1,7 +1,8 @@
 """dW_self = h gᵀ of a set on chip; part of ``resident.py``.
 
 g lies on chip, and h comes once more from global memory, in stages, one of which is on its way while the other is
-multiplied. Groups of threads share the elements, and each has a tile of dW_self; these are added up in shared memory.
+multiplied. Groups of threads share the elements, and each has a tile of dW_self; these are added up in shared memory,
+and then, with dW_pool, over the sets of a block.
 
 A set of a few features, x, is no matrix worth of stages: two of its features at a time, as long as they find room, each
 thread adds up its own elements and columns of g, as for the sum of g alone.
@@ -10,7 +11,15 @@ thread adds up its own elements and columns of g, as for the sum of g alone.
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import device
-from fastperm.kernels.cuda.vectors import block_barrier, copy4, end_copies, load1, store1, wait_for_copies_but_one
+from fastperm.kernels.cuda.vectors import (
+    block_barrier,
+    copy4,
+    end_copies,
+    load1,
+    load1_or_zero,
+    store1,
+    wait_for_copies_but_one,
+)
 
 NARROW = 4  # the most features of an x that has no stages
 
@@ -87,6 +96,48 @@ def self_gradient_of(layout, strips):
         block_barrier()
 
     return self_gradient
+
+
+def put_gradients_of(layout):
+    """Return the function of a layout that adds up the gradients of a layer over the sets of a block."""
+    width, shares, tile_lead, heaps = layout.width, layout.threads // layout.width, layout.tile_lead, layout.heaps
+    heap, clustered, places = width * layout.tile_lead, layout.clustered, layout.places
+    stages, m, G = places.stages, places.m, places.G
+    at_once = min(width // shares, layout.tile // 2, 16)
+    assert width // shares % at_once == 0
+
+    @device
+    def put_gradients(
+        shared, parts, start, K, N, all_heaps, rank, team, fresh, thread, registers
+    ):  # fmt: skip
+        """Add dW_self, which lies where the stages are, and dW_pool = m Gᵀ to the sums of this block.
+
+        Many of these are fetched before the first is needed. Of dW_pool, each block of a cluster has rows of its own.
+        """
+        j, zero = thread % width, np.float32(0)
+        if j < N:
+            of_G = load1(shared, G + j)
+            for first in range(thread // width, K, at_once * shares):
+                place = start + first * N + j
+                for i in range(at_once):
+                    there = not fresh and first + i * shares < K
+                    own = not clustered or (i & (team - 1)) == rank
+                    registers[2 * i] = load1_or_zero(parts, place + i * shares * N, there)
+                    registers[2 * i + 1] = load1_or_zero(parts, place + (K + i * shares) * N, there and own)
+                for i in range(at_once):
+                    k = first + i * shares
+                    if k < K:
+                        total = load1(shared, stages + k * tile_lead + j)
+                        if all_heaps:
+                            for other in range(1, heaps):
+                                total += load1(shared, stages + other * heap + k * tile_lead + j)
+                        parts[place + i * shares * N] = registers[2 * i] + total
+                        own = not clustered or (i & (team - 1)) == rank
+                        if own or fresh:
+                            product = load1(shared, m + k) * of_G if own else zero
+                            parts[place + (K + i * shares) * N] = registers[2 * i + 1] + product
+
+    return put_gradients
 
 
 def narrow_gradient_of(layout, strips):

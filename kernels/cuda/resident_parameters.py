@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import device
-from fastperm.kernels.cuda.vectors import block_barrier, load1, load4, store1
+from fastperm.kernels.cuda.vectors import block_barrier, load1, load1_or_zero, load4, load4_or_zeros, store1, store4
 
 
 class Parameters(NamedTuple):
@@ -19,6 +19,7 @@ class Parameters(NamedTuple):
     put_weights: Callable
     put_turned_weights: Callable
     vector_product: Callable
+    turned_vector_product: Callable
 
 
 def parameters_of(layout, first_feature, word):
@@ -31,50 +32,93 @@ def parameters_of(layout, first_feature, word):
     # Of a vector in shared memory, a thread takes four numbers at once, where it has many, and registers to spare.
     side = 4 if layout.wide and held_rounds % 4 == 0 else 1
     assert side == 1 or all(place % 4 == 0 for place in layout.places)
-    # And over its words, in lines of the features or, turned, in columns of them.
-    word_rounds = -(-width // line_shares)
-    held_words = min(word_rounds, most_held // pack)
-    word_times = word_rounds // held_words
-
-    @device
-    def hold_pair(matrix, start, K, N, k, j, k_apart, j_apart, registers, i):
-        """Take the numbers of a word of a matrix (K, N) of the parameters; zeros beyond it."""
-        registers[pack * i] = matrix[start + k * N + j] if k < K and j < N else np.float32(0)
-        if pack > 1:
-            k, j = k + k_apart, j + j_apart
-            registers[pack * i + 1] = matrix[start + k * N + j] if k < K and j < N else np.float32(0)
+    # Over its words, four columns side by side at once, in lines of the features or, turned, in columns of them.
+    most_fours = max(most_held // (4 * pack), 1)
+    across = width // 4
+    row_shares = max(threads // across, 1)
+    row_rounds, turned_rounds = -(-lines // row_shares), -(-across // line_shares)
+    held_rows, held_fours = min(row_rounds, most_fours), min(turned_rounds, most_fours)
+    row_times, turned_times = -(-row_rounds // held_rows), -(-turned_rounds // held_fours)
+    held_words = max(min(width // shares, most_held // 2) // pack, 1)  # where rows are not aligned
+    # A vector along the rows of a matrix: threads side by side read numbers side by side, so many of a row each.
+    lanes, sums_lead = layout.lanes, layout.lanes_lead
+    groups, of_row = threads // lanes, width // lanes
+    rows_each = width // groups
+    rows_held = min(rows_each, max(most_held // of_row, 1))
+    assert width % groups == rows_each % rows_held == 0
 
     @device
     def put_word(shared, place, registers, i):
         store1(shared, place, word(registers[pack * i], registers[pack * i + pack - 1]))
 
     @device
-    def put_weights(shared, matrix, start, K, N, inner, thread, registers):
+    def put_four_words(shared, place, registers, i):
+        """Write four words side by side; the numbers of a word are four apart."""
+        i, other = 4 * pack * i, 4 * pack * i + 4 * (pack - 1)
+        store4(
+            shared,
+            place,
+            word(registers[i], registers[other]),
+            word(registers[i + 1], registers[other + 1]),
+            word(registers[i + 2], registers[other + 2]),
+            word(registers[i + 3], registers[other + 3]),
+        )
+
+    @device
+    def hold_four(matrix, start, N, k, j, there, registers, i):
+        registers[i], registers[i + 1], registers[i + 2], registers[i + 3] = load4_or_zeros(
+            matrix, start + k * N + j, there
+        )
+
+    @device
+    def put_weights(shared, matrix, start, K, N, inner, is_aligned, thread, registers):
         """Write so many lines of a matrix (K, N) of the parameters to where the weights lie."""
-        j = thread % width
-        for time in range(word_times):
-            first = thread // width + time * held_words * shares
-            for i in range(held_words):
-                hold_pair(matrix, start, K, N, first_feature(first + i * shares), j, 8, 0, registers, i)
-            for i in range(held_words):
-                line = first + i * shares
-                if line < inner:
-                    put_word(shared, W + line * lead + j, registers, i)
+        if is_aligned and (start | N) & 3 == 0:
+            j = thread % across * 4
+            for time in range(row_times):
+                first = thread // across + time * held_rows * row_shares
+                for i in range(held_rows):
+                    k = first_feature(first + i * row_shares)
+                    hold_four(matrix, start, N, k, j, k < K and j < N, registers, 4 * pack * i)
+                    if pack > 1:
+                        hold_four(matrix, start, N, k + 8, j, k + 8 < K and j < N, registers, 4 * pack * i + 4)
+                for i in range(held_rows):
+                    line = first + i * row_shares
+                    if line < inner:
+                        put_four_words(shared, W + line * lead + j, registers, i)
+        else:
+            j = thread % width
+            for start_of_lines in range(thread // width, inner, held_words * shares):
+                for i in range(held_words):
+                    k = first_feature(start_of_lines + i * shares)
+                    registers[pack * i] = load1_or_zero(matrix, start + k * N + j, k < K and j < N)
+                    if pack > 1:
+                        registers[pack * i + 1] = load1_or_zero(matrix, start + (k + 8) * N + j, k + 8 < K and j < N)
+                for i in range(held_words):
+                    line = start_of_lines + i * shares
+                    if line < inner:
+                        put_word(shared, W + line * lead + j, registers, i)
 
     @device
     def put_turned_weights(shared, matrix, start, K, N, inner, thread, registers):
         """Write so many lines of its transpose."""
         line = thread % lines
         j = first_feature(line)
-        for time in range(word_times):
-            first = thread // lines + time * held_words * line_shares
-            for i in range(held_words):
-                hold_pair(matrix, start, K, N, first + i * line_shares, j, 0, 8, registers, i)
+        for time in range(turned_times):
+            first = (thread // lines + time * held_fours * line_shares) * 4
+            for i in range(held_fours):
+                for c in range(4):
+                    k = first + i * 4 * line_shares + c
+                    registers[4 * pack * i + c] = load1_or_zero(matrix, start + k * N + j, k < K and j < N)
+                    if pack > 1:
+                        registers[4 * pack * i + 4 + c] = load1_or_zero(
+                            matrix, start + k * N + j + 8, k < K and j + 8 < N
+                        )
             if line < inner:
-                for i in range(held_words):
-                    k = first + i * line_shares
+                for i in range(held_fours):
+                    k = first + i * 4 * line_shares
                     if k < width:
-                        put_word(shared, W + line * lead + k, registers, i)
+                        put_four_words(shared, W + line * lead + k, registers, i)
 
     @device
     def vector_product(shared, v, length, matrix, start, k_lead, j_lead, count, bias, at, thread, out, registers):
@@ -107,4 +151,29 @@ def parameters_of(layout, first_feature, word):
             store1(shared, out + thread, total)
         block_barrier()
 
-    return Parameters(max(held_rounds, held_words * pack), put_weights, put_turned_weights, vector_product)
+    @device
+    def turned_vector_product(shared, v, N, matrix, start, K, at, thread, out, registers):
+        """Write Σ_j matrix_kj v_j for k < K, and zeros beyond."""
+        lane, group, zero = thread % lanes, thread // lanes, np.float32(0)
+        for time in range(rows_each // rows_held):
+            first = group + time * rows_held * groups
+            for i in range(rows_held):
+                k = first + i * groups
+                for c in range(of_row):
+                    j = lane + c * lanes
+                    registers[i * of_row + c] = load1_or_zero(matrix, start + k * N + j, k < K and j < N)
+            for i in range(rows_held):
+                total = zero
+                for c in range(of_row):
+                    total += load1(shared, v + lane + c * lanes) * registers[i * of_row + c]
+                store1(shared, at + (first + i * groups) * sums_lead + lane, total)
+        block_barrier()
+        if thread < width:
+            total = zero
+            for i in range(lanes):
+                total += load1(shared, at + thread * sums_lead + i)
+            store1(shared, out + thread, total)
+        block_barrier()
+
+    held = max(held_rounds, 4 * pack * max(held_rows, held_fours), rows_held * of_row)
+    return Parameters(held, put_weights, put_turned_weights, vector_product, turned_vector_product)

@@ -26,6 +26,7 @@ class Strips(NamedTuple):
     hold_rows: Callable
     hold_columns: Callable
     hold_two: Callable  # (shared, place, stride, own_column, i, own, other): rows of columns i and i + 1 of a thread
+    round_strip: Callable  # (sums): where numbers are rounded one by one, before they are written to several places
     put_strip: Callable
     multiply_strip: Callable
     add_to_tiles: Callable
@@ -123,6 +124,10 @@ def _strips_of_multiply_adds(layout):
         hold_rows(shared, place + (line + 1) * stride, other)
 
     @device
+    def round_strip(sums):
+        pass
+
+    @device
     def put_strip(array, start, stride, sums):
         """Write this thread's part of a strip, whose features are lines of ``stride``."""
         for j in range(held_columns):
@@ -218,7 +223,7 @@ def _strips_of_multiply_adds(layout):
     return Strips(
         *(_place_of_thread(layout, place_of_lane), first_feature, word, alone),
         *(_lines_of(layout), _put_inputs_of(pack, first_feature, word)),
-        *(hold_rows, hold_columns, hold_two, put_strip, multiply_strip, add_to_tiles, put_tiles),
+        *(hold_rows, hold_columns, hold_two, round_strip, put_strip, multiply_strip, add_to_tiles, put_tiles),
     )
 
 
@@ -279,10 +284,24 @@ def _strips_of_tensor_cores(layout):
             hold_rows(shared, place + (line + 8) * stride, other)
 
         @device
+        def round_quarter(start, sums):
+            for i in range(start, start + 2 * held_columns):
+                sums[i] = number_rounded(sums[i])
+
+        @device
+        def round_strip(sums):
+            # In place: a register that waits to be written to memory could not take the next number. Not as one loop,
+            # which compilers would not unroll.
+            round_quarter(0, sums)
+            round_quarter(2 * held_columns, sums)
+            round_quarter(4 * held_columns, sums)
+            round_quarter(6 * held_columns, sums)
+
+        @device
         def put_pairs(array, place, stride, own, own_next, other, other_next):
-            """Write two elements of two features, which are 8 apart, rounded."""
-            store2(array, place, number_rounded(own), number_rounded(own_next))
-            store2(array, place + 8 * stride, number_rounded(other), number_rounded(other_next))
+            """Write two elements of two features, which are 8 apart, as they are."""
+            store2(array, place, own, own_next)
+            store2(array, place + 8 * stride, other, other_next)
 
         @device
         def take_block(shared, place, lines_apart):
@@ -313,6 +332,10 @@ def _strips_of_tensor_cores(layout):
                 own[r] = low_halves(np.float32(0), own[r])
 
         @device
+        def round_strip(sums):
+            pass  # which makes pairs of them
+
+        @device
         def put_pairs(array, place, stride, own, own_next, other, other_next):
             store2(array, place, number_rounded(own, other), number_rounded(own_next, other_next))
 
@@ -334,7 +357,7 @@ def _strips_of_tensor_cores(layout):
 
     @device
     def put_strip(array, start, stride, sums):
-        """Write this thread's part of a strip, whose features are in lines of ``stride``, rounded."""
+        """Write this thread's part of a strip, which is rounded, and whose features are in lines of ``stride``."""
         put_blocks(array, start, stride, 0, sums)
         if features > at_once:  # as one loop, compilers would not unroll it, and keep the sums in memory
             put_blocks(array, start, stride, at_once, sums)
@@ -413,5 +436,5 @@ def _strips_of_tensor_cores(layout):
     return Strips(
         *(_place_of_thread(layout, place_of_lane), first_feature, word, alone),
         *(_lines_of(layout), _put_inputs_of(pack, first_feature, word)),
-        *(hold_rows, hold_columns, hold_two, put_strip, multiply_strip, add_to_tiles, put_tiles),
+        *(hold_rows, hold_columns, hold_two, round_strip, put_strip, multiply_strip, add_to_tiles, put_tiles),
     )
