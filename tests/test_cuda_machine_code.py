@@ -49,7 +49,7 @@ BUDGETS = {
     "product_128x64": (128, 12800, 0),
     "product_of_2": (64, 2048, 0),
     "product_of_8": (128, 8192, 0),
-    "product_transposed_128x128": (128, 17408, 8, 16),
+    "product_transposed_128x128": (128, 17408, 0),
     "product_transposed_128x32": (152, 21504, 0),
     "product_transposed_128x64": (128, 12800, 0),
     "product_turned_128x128": (128, 17408, 0),
@@ -294,6 +294,17 @@ def test_products_are_made_of_wide_accesses_and_fused_multiply_adds(name, archit
     assert fused >= FUSED[name.rpartition("_")[2]]
     if len(BUDGETS[name]) == 3:
         assert not re.search(r"\b(LDL|STL)\b", code)  # no array in memory
+
+
+@everywhere(r"product.*x(64|128)$")
+def test_the_loop_over_whole_stages_is_little_but_multiply_adds(name, architecture, assembled):
+    _, code, _ = assembled(name, architecture)
+    # A block of instructions that ends by going back to its own beginning, with no other label in it.
+    blocks = re.findall(r"^(\.L_x_\d+):\n((?:(?!\.L_x_).*\n)*?.*\bBRA\S* .*\1\).*\n)", code, re.MULTILINE)
+    (loop,) = [block for _, block in blocks if len(re.findall(r"\bFFMA\b", block)) >= 512]
+    assert len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", loop, re.MULTILINE)) <= 600
+    assert len(re.findall(r"\bLDS\.128", loop)) == 32
+    assert not re.search(r"\b(LDL|STL)\b", loop)
 
 
 @everywhere("resident")

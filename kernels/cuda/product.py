@@ -27,7 +27,7 @@ from fastperm.kernels.cuda.library import matmul
 from fastperm.kernels.cuda.parts import add_parts
 from fastperm.kernels.cuda.pooling import partial_sums
 from fastperm.kernels.cuda.product_finish import FETCHED, NO_POOL, finish_product, flags_of, part_finisher
-from fastperm.kernels.cuda.vectors import aligned, load4, store1, store4
+from fastperm.kernels.cuda.vectors import aligned, load4, own_block, own_thread, rest_of, store1, store4
 
 PAD = 4  # between steps in shared memory, against bank conflicts; keeps 16 bytes aligned
 
@@ -197,15 +197,18 @@ def suited(columns):
 
 
 def _loader(along_k, length, inner, threads):
-    """Return two functions that bring ``length`` rows or columns × ``inner`` steps of a matrix into shared memory.
+    """Return functions that bring ``length`` rows or columns × ``inner`` steps of a matrix into shared memory.
 
-    The first takes them into registers, four numbers at a time, and the second writes them from there to shared
-    memory, step by step, each ``length + PAD`` numbers apart.
+    ``fetch`` takes any stage into registers, four numbers at a time, and ``fetch_whole`` the next one of an aligned
+    matrix that has all its steps, with nothing to ask; ``begin`` says where the first of them is. ``put`` writes them
+    from there to shared memory, step by step, each ``length + PAD`` numbers apart, from `place_of` the thread on.
     """
     fours = inner * length // 4
-    own = -(-fours // threads)
+    own = fours // threads
     across = inner // 4 if along_k else length // 4
     stride = length + PAD
+    assert own * threads == fours
+    assert threads % across == 0 or across % threads == 0  # so that places in shared memory are sums
 
     @device
     def fetch(matrix, lead, first, end, first_k, end_k, is_aligned, thread, registers):
@@ -220,8 +223,6 @@ def _loader(along_k, length, inner, threads):
                 place = first + four % across * 4
                 left = end - place if line < end_k else np.int64(0)
             start = line * lead + place
-            if four >= fours:
-                left = np.int64(0)
             if is_aligned and left >= 4:
                 registers[4 * i], registers[4 * i + 1], registers[4 * i + 2], registers[4 * i + 3] = load4(
                     matrix, start
@@ -231,19 +232,41 @@ def _loader(along_k, length, inner, threads):
                     registers[4 * i + j] = matrix[start + j] if j < left else np.float32(0)
 
     @device
-    def put(registers, shared, start, thread):
+    def begin(matrix, lead, first, end, first_k, thread, apart):
+        start = np.int64(0)  # of the first four of a thread; how far apart the others are, does not change
         for i in range(own):
             four = thread + i * threads
-            if four < fours:
-                if along_k:
-                    for j in range(4):
-                        store1(shared, start + (four % across * 4 + j) * stride + four // across, registers[4 * i + j])
-                else:
-                    place = start + four // across * stride + four % across * 4
-                    i4 = 4 * i
-                    store4(shared, place, registers[i4], registers[i4 + 1], registers[i4 + 2], registers[i4 + 3])
+            # Beyond the end the last ones come again: nobody takes the sums that they go into.
+            if along_k:
+                place = min(first + four // across, end - 1) * lead + first_k + four % across * 4
+            else:
+                place = (first_k + four // across) * lead + min(first + four % across * 4, end - 4)
+            if i == 0:
+                start = place
+            apart[i] = place - start
+        return rest_of(matrix, start)
 
-    return fetch, put, own
+    @device
+    def fetch_whole(rest, apart, registers):
+        for i in range(own):
+            registers[4 * i], registers[4 * i + 1], registers[4 * i + 2], registers[4 * i + 3] = load4(rest, apart[i])
+
+    @device
+    def place_of(four):
+        line, place = four // across, four % across * 4
+        return place * stride + line if along_k else line * stride + place
+
+    @device
+    def put(registers, shared, place):
+        for i in range(own):
+            own_place, i4 = place + place_of(i * threads), 4 * i
+            if along_k:
+                for j in range(4):
+                    store1(shared, own_place + j * stride, registers[i4 + j])
+            else:
+                store4(shared, own_place, registers[i4], registers[i4 + 1], registers[i4 + 2], registers[i4 + 3])
+
+    return fetch, begin, fetch_whole, place_of, put, own
 
 
 def holder(parts, part_length):
@@ -297,15 +320,15 @@ def _make(name, tile, A_along_k, B_along_k):
     part_rows, part_columns = rows_tile // row_parts, columns_tile // column_parts
     held_rows, held_columns = 4 * row_parts, 4 * column_parts
     steps = tile.inner
-    fetch_A, put_A, own_A = _loader(A_along_k, rows_tile, steps, threads)
-    fetch_B, put_B, own_B = _loader(B_along_k, columns_tile, steps, threads)
+    fetch_A, begin_A, fetch_whole_A, place_of_A, put_A, own_A = _loader(A_along_k, rows_tile, steps, threads)
+    fetch_B, begin_B, fetch_whole_B, place_of_B, put_B, own_B = _loader(B_along_k, columns_tile, steps, threads)
     fetched_A, fetched_B, held = 4 * own_A, 4 * own_B, held_rows * held_columns
     A_stride, B_stride = rows_tile + PAD, columns_tile + PAD
-    A_step, B_step = steps * A_stride, steps * B_stride
-    B_start = 2 * A_step
+    B_start = steps * A_stride
+    stage_size = B_start + steps * B_stride
     # The finish uses the same memory for one part of the tile.
     part_stride = part_columns + PAD
-    shared_size = max(B_start + 2 * B_step, part_rows * part_stride)
+    shared_size = max(2 * stage_size, part_rows * part_stride)
     finish_part, pool_part = part_finisher(part_rows, part_columns, part_stride, threads)
     # Warps are 4 × 8 threads, side by side.
     in_warps = tile.thread_rows % 4 == thread_columns % 8 == 0
@@ -324,6 +347,40 @@ def _make(name, tile, A_along_k, B_along_k):
         hold_B(shared, B_place + B_stride, next_b)
         add_outer_product(a, b, sums)
         add_outer_product(next_a, next_b, sums)
+
+    @device
+    def own_place(thread):
+        row, column = thread // thread_columns, thread % thread_columns
+        if in_warps:
+            row_in_warp, column_in_warp = place_in_warp(thread % 32)
+            row = thread // 32 // warps_across * 4 + row_in_warp
+            column = thread // 32 % warps_across * 8 + column_in_warp
+        return row, column
+
+    @device
+    def own_tile(block, rows, columns):
+        column_tiles = (columns + columns_tile - 1) // columns_tile
+        row_tiles = (rows + rows_tile - 1) // rows_tile
+        # Neighbouring blocks share rows of A, the larger matrix.
+        first_column = block % column_tiles * columns_tile
+        first_row = block // column_tiles % row_tiles * rows_tile
+        return first_row, first_column, block // column_tiles // row_tiles
+
+    @device
+    def multiply_and_put(shared, A_place, B_place, a, b, next_a, next_b, sums, A_put, B_put, next_A, next_B):
+        # Two steps at a time: shared memory answers one while the other is multiplied.
+        for _ in range(steps // at_once):
+            add_two_steps(shared, A_place, B_place, a, b, next_a, next_b, sums)
+            if at_once > 2:
+                add_two_steps(shared, A_place + 2 * A_stride, B_place + 2 * B_stride, a, b, next_a, next_b, sums)
+            if at_once > 4:
+                add_two_steps(shared, A_place + 4 * A_stride, B_place + 4 * B_stride, a, b, next_a, next_b, sums)
+                add_two_steps(shared, A_place + 6 * A_stride, B_place + 6 * B_stride, a, b, next_a, next_b, sums)
+            A_place += at_once * A_stride
+            B_place += at_once * B_stride
+        # The other half of shared memory: nobody reads it any more since the last barrier.
+        put_A(next_A, shared, A_put)
+        put_B(next_B, shared, B_put)
 
     @kernel(
         "f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 10 + "i8 i8 i8 i8 f4* f4*",
@@ -366,20 +423,12 @@ def _make(name, tile, A_along_k, B_along_k):
         sums = cuda.local.array(held, np.float32)
         own_sets = cuda.local.array(1, np.int32)
         fetched = cuda.local.array(FETCHED, np.float32)
+        A_apart = cuda.local.array(own_A, np.int64)
+        B_apart = cuda.local.array(own_B, np.int64)
 
         thread = cuda.threadIdx.x
-        thread_row, thread_column = thread // thread_columns, thread % thread_columns
-        if in_warps:
-            row_in_warp, column_in_warp = place_in_warp(thread % 32)
-            thread_row = thread // 32 // warps_across * 4 + row_in_warp
-            thread_column = thread // 32 % warps_across * 8 + column_in_warp
-        column_tiles = (columns + columns_tile - 1) // columns_tile
-        row_tiles = (rows + rows_tile - 1) // rows_tile
-        block = np.int64(cuda.blockIdx.x)
-        # Neighbouring blocks share rows of A, the larger matrix.
-        first_column = block % column_tiles * columns_tile
-        first_row = block // column_tiles % row_tiles * rows_tile
-        part = block // column_tiles // row_tiles
+        thread_row, thread_column = own_place(thread)
+        first_row, first_column, part = own_tile(np.int64(cuda.blockIdx.x), rows, columns)
         k = part * inner_part
         end_k = min(k + inner_part, inner)
         A_lead = inner if A_along_k else rows
@@ -389,34 +438,50 @@ def _make(name, tile, A_along_k, B_along_k):
             sums[i] = np.float32(0)
         fetch_A(A, A_lead, first_row, rows, k, end_k, A_aligned, thread, next_A)
         fetch_B(B, B_lead, first_column, columns, k, end_k, B_aligned, thread, next_B)
-        put_A(next_A, shared, 0, thread)
-        put_B(next_B, shared, B_start, thread)
+        A_put, B_put = place_of_A(thread), B_start + place_of_B(thread)
+        put_A(next_A, shared, A_put)
+        put_B(next_B, shared, B_put)
         cuda.syncthreads()
-        turn = 0
-        while k < end_k:
-            k += steps
+
+        # From here on k is the step after those that are in shared memory. While whole stages are left, there is
+        # nothing to ask and little to count: a multiprocessor issues no more than it does here.
+        k += steps
+        left = np.int32(max(end_k - k, 0) // steps) if A_aligned and B_aligned else np.int32(0)
+        A_rest = begin_A(A, A_lead, first_row, rows, k, thread, A_apart)
+        B_rest = begin_B(B, B_lead, first_column, columns, k, thread, B_apart)
+        A_place, B_place = 4 * thread_row, B_start + 4 * thread_column
+        turn = stage_size  # to the other half of shared memory
+        A_put += turn
+        B_put += turn
+        while left > 0:
+            fetch_whole_A(A_rest, A_apart, next_A)
+            fetch_whole_B(B_rest, B_apart, next_B)
+            A_rest = rest_of(A_rest, steps if A_along_k else steps * A_lead)
+            B_rest = rest_of(B_rest, steps if B_along_k else steps * B_lead)
+            multiply_and_put(shared, A_place, B_place, a, b, next_a, next_b, sums, A_put, B_put, next_A, next_B)
+            A_place, B_place, A_put, B_put, turn = A_place + turn, B_place + turn, A_put - turn, B_put - turn, -turn
+            left = np.int32(left - 1)
+            cuda.syncthreads()
+
+        # Then all others. What they need is computed anew: the loop above has no registers to keep it.
+        thread = own_thread()
+        first_row, first_column, part = own_tile(own_block(), rows, columns)
+        k = part * inner_part
+        end_k = min(k + inner_part, inner)
+        k += steps
+        if A_aligned and B_aligned:
+            k += max(end_k - k, 0) // steps * steps
+        while k - steps < end_k:
             if k < end_k:
                 fetch_A(A, A_lead, first_row, rows, k, end_k, A_aligned, thread, next_A)
                 fetch_B(B, B_lead, first_column, columns, k, end_k, B_aligned, thread, next_B)
-            A_place = turn * A_step + 4 * thread_row
-            B_place = B_start + turn * B_step + 4 * thread_column
-            # Two steps at a time: shared memory answers one while the other is multiplied.
-            for _ in range(steps // at_once):
-                add_two_steps(shared, A_place, B_place, a, b, next_a, next_b, sums)
-                if at_once > 2:
-                    add_two_steps(shared, A_place + 2 * A_stride, B_place + 2 * B_stride, a, b, next_a, next_b, sums)
-                if at_once > 4:
-                    add_two_steps(shared, A_place + 4 * A_stride, B_place + 4 * B_stride, a, b, next_a, next_b, sums)
-                    add_two_steps(shared, A_place + 6 * A_stride, B_place + 6 * B_stride, a, b, next_a, next_b, sums)
-                A_place += at_once * A_stride
-                B_place += at_once * B_stride
-            turn = 1 - turn
-            if k < end_k:
-                # The other half of shared memory: nobody reads it any more since the last barrier.
-                put_A(next_A, shared, turn * A_step, thread)
-                put_B(next_B, shared, B_start + turn * B_step, thread)
+            multiply_and_put(shared, A_place, B_place, a, b, next_a, next_b, sums, A_put, B_put, next_A, next_B)
+            A_place, B_place, A_put, B_put, turn = A_place + turn, B_place + turn, A_put - turn, B_put - turn, -turn
+            k += steps
             cuda.syncthreads()
 
+        thread = own_thread()
+        thread_row, thread_column = own_place(thread)
         # Part by part, the tile goes through shared memory: rows are written whole, and their columns can be added up.
         for i in range(row_parts):
             for j in range(column_parts):

@@ -34,6 +34,11 @@ if SIMULATED or cuda is None:
         array[place] = a
 
     @device
+    def rest_of(array, place):
+        """Return an array without what is before ``place``; a loop that goes on from there has no index to scale."""
+        return array[place:]
+
+    @device
     def load2(array, place):
         """Return two float32 of an array; ``place``, counted in elements, is a multiple of 2."""
         return array[place], array[place + 1]
@@ -117,9 +122,9 @@ if SIMULATED or cuda is None:
     def _cuda_of_kernel():
         # The simulator puts its own ``cuda`` into the module of a kernel while that runs, but into the module of a
         # function that is called there only until the first thread leaves it.
-        from fastperm.kernels.cuda import product_on_cores, resident
+        from fastperm.kernels.cuda import product, product_on_cores, resident
 
-        return next(own.cuda for own in (resident, product_on_cores) if hasattr(own.cuda, "threadIdx"))
+        return next(own.cuda for own in (resident, product_on_cores, product) if hasattr(own.cuda, "threadIdx"))
 
     @device
     def relu(z):
@@ -284,6 +289,11 @@ else:
             builder.store(arguments[2], address_of(context, builder, signature.args[0], arguments[:2]))
 
         return types.void(array, types.int64, types.float32), generate
+
+    @intrinsic
+    def rest_of(typing_context, array, place):
+        """Return an array without what is before ``place``; a loop that goes on from there has no index to scale."""
+        return array(array, types.int64), lambda _, builder, __, arguments: builder.gep(arguments[0], [arguments[1]])
 
     @intrinsic
     def load2(typing_context, array, place):
