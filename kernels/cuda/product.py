@@ -116,7 +116,7 @@ def product(
     rest, shape = (*given, *flags), (rows, columns, inner, inner)
     if way == ON_WARPGROUPS:
         B = product_on_warpgroups.arranged(precision, B, along_k=B_along_k)
-        product_on_warpgroups.launch_of_weights(precision, A, B, rest, rows, columns, inner, out, partials)
+        product_on_warpgroups.launch(precision, A, B, rest, rows, columns, inner, out, partials)
     elif way == ON_CORES:
         B = product_on_cores.weights_for(precision, B, is_aligned=B_aligned)  # they begin anywhere among the parameters
         tiles, how = _tiles(product_on_cores.TILE, rows, columns), {"A_along_k": True, "B_along_k": B_along_k}
@@ -146,8 +146,6 @@ def add_transposed_product(
     few = way == BY_TILES and rows <= product_of_few.MOST
     if few:
         tiles = product_of_few.tiles(columns)
-    elif way == ON_WARPGROUPS:
-        tiles = product_on_warpgroups.tiles(rows, columns)
     else:
         tiles = _tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
     parts = max(1, min((BLOCKS_OF_FEW if few else BLOCKS) // tiles, inner // LEAST_ROWS))
@@ -158,8 +156,6 @@ def add_transposed_product(
     rest, shape = (*nothing, *flags_of(*nothing, False, NO_POOL)), (rows, columns, inner, inner_part)
     if few:
         product_of_few.launch(parts, x, g, inner_part, out)
-    elif way == ON_WARPGROUPS:
-        product_on_warpgroups.launch_of_rows(tiles * parts, precision, x, g, rest, *shape, out)
     elif way == ON_CORES:
         how = {"A_along_k": False, "B_along_k": False}
         product_on_cores.launch(tiles * parts, precision, x, g, *rest, *shape, out, None, **how)
@@ -185,10 +181,13 @@ def way_of(inner, columns, precision="float32", *, is_aligned=True, transposed=F
         return BY_TILES
     if not is_aligned or inner % 4 or columns % 4:
         return BY_LIBRARY
-    wide = narrowest >= product_on_warpgroups.LEAST and product_on_warpgroups.are_there()
-    if narrowest >= LIBRARY_ROUNDED_TRANSPOSED[precision] if transposed else narrowest >= LIBRARY_ROUNDED and not wide:
-        return BY_LIBRARY
-    return ON_WARPGROUPS if wide else ON_CORES
+    if not transposed and narrowest >= product_on_warpgroups.LEAST and product_on_warpgroups.are_there():
+        return ON_WARPGROUPS
+    return (
+        BY_LIBRARY
+        if narrowest >= (LIBRARY_ROUNDED_TRANSPOSED[precision] if transposed else LIBRARY_ROUNDED)
+        else ON_CORES
+    )
 
 
 def suited(columns):

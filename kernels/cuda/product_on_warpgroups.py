@@ -1,14 +1,12 @@
-"""The product of ``product.py`` by warpgroups, on the tensor cores of Hopper, in one launch with its start and finish.
+"""The product of a layer with its weights by warpgroups, on the tensor cores of Hopper, with its start and finish.
 
 A block of two warpgroups computes 128 rows × 256 columns; a warp has 16 of the rows, and all columns. Its rows of A
 come from memory to the registers that multiply them, and are rounded there; B lies in shared memory in the order in
 which tensor cores take it (``warpgroups.py``), in a ring of stages. While a stage is multiplied, the next ones come.
 
-- In x W and g Wᵀ, B is the layer's weights, which a launch before has rounded and put into that order (`arranged`), so
-  that a stage is a piece of memory. Of 16 steps along k a thread has four that lie side by side, 128 bits: which step
-  is which of a product matters to nobody, as long as it is the same in both factors.
-- In xᵀ g, a thread has its column of B in registers, too, rounds it, and writes it to shared memory. Of 16 rows, which
-  are features that lie side by side, a thread has two neighbours, as rows g and g + 8 of a product.
+B is the layer's weights, which a launch before has rounded and put into that order (`arranged`), so that a stage is a
+piece of memory. Of 16 steps along k a thread has four that lie side by side, 128 bits: which step is which of a product
+matters to nobody, as long as it is the same in both factors.
 """
 
 import functools
@@ -46,16 +44,13 @@ from fastperm.kernels.cuda.vectors import (
     cluster_rank,
     cluster_size,
     load1_or_zero,
-    load2_or_zeros,
     load4_or_zeros,
     store2,
-    store4,
 )
 from fastperm.kernels.cuda.warpgroups import (
     SUMS,
     begin_products,
     end_products,
-    fence_shared,
     wait_for_products,
     wait_for_products_but_one,
 )
@@ -70,8 +65,7 @@ FOR_FINISH = FETCHED * AT_ONCE
 TEAM = 2  # blocks that share columns of weights, each of which brings its part of them to all
 # Narrower layers leave half of the block without work.
 LEAST = 192
-# Steps of a stage, of weights and of what is summed over rows; for that, registers leave room for no more.
-STEPS, STEPS_OF_ROWS = {"tf32": 32, "bfloat16": 64}, {"tf32": 32, "bfloat16": 32}
+STEPS = {"tf32": 32, "bfloat16": 64}  # of a stage
 # Where barriers begin in shared memory, in words: behind the stages, of four products at most, and the finished tile.
 BARRIERS = max(ROOMS * 4 * PRODUCT, ROWS * OUT_STRIDE)
 SHARED_BYTES = 4 * (BARRIERS + BARRIER * ROOMS)
@@ -88,36 +82,35 @@ def _are_there(device):
     return current_architecture() == HOPPER
 
 
-def _products(precision, steps):
+def _products(precision):
     """Return how many products a stage is."""
-    return steps // TENSOR_CORES[precision].steps
+    return STEPS[precision] // TENSOR_CORES[precision].steps
 
 
-def _stage_adder(precision, steps):
+def _stage_adder(precision):
     """Return a function that begins to add the products of a stage, and waits for those of the stage before."""
-    multiply, products = MULTIPLY[precision], _products(precision, steps)
-    assert products in (2, 4)
+    multiply = MULTIPLY[precision]
+    assert _products(precision) == 4
 
     @device
     def add_stage(a, shared, room, sums):
         begin_products()
         multiply(sums, a[0], a[1], a[2], a[3], shared, room)
         multiply(sums, a[4], a[5], a[6], a[7], shared, room + PRODUCT)
-        if products > 2:
-            multiply(sums, a[8], a[9], a[10], a[11], shared, room + 2 * PRODUCT)
-            multiply(sums, a[12], a[13], a[14], a[15], shared, room + 3 * PRODUCT)
+        multiply(sums, a[8], a[9], a[10], a[11], shared, room + 2 * PRODUCT)
+        multiply(sums, a[12], a[13], a[14], a[15], shared, room + 3 * PRODUCT)
         end_products()
         wait_for_products_but_one()
 
     return add_stage
 
 
-def _adder_of_weights(precision):
+def _adder(precision):
     """Return a function that adds A B of a tile to the sums of a thread, where A lies along k and B is `arranged`."""
     cores, steps = TENSOR_CORES[precision], STEPS[precision]
-    rounded, pack, fours, products = cores.rounded, cores.pack, steps // 16, _products(precision, steps)
+    rounded, pack, fours, products = cores.rounded, cores.pack, steps // 16, _products(precision)
     fetched, held, stage = 8 * fours, 4 * products, products * PRODUCT
-    add_stage = _stage_adder(precision, steps)
+    add_stage = _stage_adder(precision)
 
     @device
     def fetch_rows(A, first, second, left, second_left, numbers):
@@ -158,7 +151,7 @@ def _adder_of_weights(precision):
         cuda.syncwarp()  # products are begun by whole warps, and one thread had copies to begin
 
     @device
-    def add_products(A, B, first_row, first_column, rows, columns, inner, k, end_k, thread, shared, sums):
+    def add_products(A, B, first_row, first_column, rows, inner, thread, shared, sums):
         numbers = cuda.local.array(fetched, np.float32)
         next_numbers = cuda.local.array(fetched, np.float32)
         a = cuda.local.array(held, np.float32)
@@ -215,112 +208,22 @@ def _adder_of_weights(precision):
     return add_products
 
 
-def _adder_of_rows(precision):
-    """Return a function that adds A B of a tile to the sums of a thread, where neither lies along k."""
-    cores, steps = TENSOR_CORES[precision], STEPS_OF_ROWS[precision]
-    rounded, pack, products = cores.rounded, cores.pack, _products(precision, steps)
-    fetched, held, stage = 4 * products * pack, 4 * products, products * PRODUCT
-    chunk = 4 * pack  # steps that are 16 bytes
-    add_stage = _stage_adder(precision, steps)
-
-    @device
-    def fetch_rows(A, start, lead, left, numbers):
-        for i in range(products):
-            for half in range(2):
-                for j in range(pack):
-                    n, step = 2 * ((2 * i + half) * pack + j), (2 * i + half) * chunk + j
-                    numbers[n], numbers[n + 1] = load2_or_zeros(A, start + step * lead, step < left)
-
-    @device
-    def round_rows(numbers, a):
-        for i in range(products):
-            for half in range(2):
-                n, j = (2 * i + half) * 2 * pack, 4 * i + 2 * half
-                if pack == 1:
-                    a[j], a[j + 1] = rounded(numbers[n]), rounded(numbers[n + 1])
-                else:
-                    a[j], a[j + 1] = rounded(numbers[n], numbers[n + 2]), rounded(numbers[n + 1], numbers[n + 3])
-
-    @device
-    def fetch_columns(B, start, lead, left, numbers):
-        for step in range(steps):
-            numbers[step] = load1_or_zero(B, start + step * lead, step < left)
-
-    @device
-    def put_columns(numbers, shared, place):
-        for i in range(2 * products):
-            n, at = i * chunk, place + i // 2 * PRODUCT + i % 2 * warpgroups.CORE
-            if pack == 1:
-                store4(
-                    shared, at, rounded(numbers[n]), rounded(numbers[n + 1]), rounded(numbers[n + 2]),
-                    rounded(numbers[n + 3]),
-                )  # fmt: skip
-            else:
-                store4(
-                    shared, at, rounded(numbers[n], numbers[n + 1]), rounded(numbers[n + 2], numbers[n + 3]),
-                    rounded(numbers[n + 4], numbers[n + 5]), rounded(numbers[n + 6], numbers[n + 7]),
-                )  # fmt: skip
-
-    @device
-    def add_products(A, B, first_row, first_column, rows, columns, inner, k, end_k, thread, shared, sums):
-        of_A = cuda.local.array(fetched, np.float32)
-        of_B = cuda.local.array(steps, np.float32)
-        a = cuda.local.array(held, np.float32)
-        next_a = cuda.local.array(held, np.float32)
-
-        row, column = first_row + thread // WARP * 16 + thread % WARP // 4 * 2, first_column + thread
-        step = thread % 4 * pack
-        A_start, B_start = (k + step) * rows + row, k * columns + column
-        A_left = end_k - k - step if row < rows else np.int64(0)
-        B_left = end_k - k if column < columns else np.int64(0)
-        fetch_rows(A, A_start, rows, A_left, of_A)
-        fetch_columns(B, B_start, columns, B_left, of_B)
-        own = thread // 8 * (2 * warpgroups.CORE) + thread % 8 * 4
-        pairs = (end_k - k + 2 * steps - 1) // (2 * steps)
-        for pair in range(pairs):
-            room = pair % 2 * (2 * stage)
-
-            round_rows(of_A, a)
-            put_columns(of_B, shared, room + own)  # where the last but three was, which all have seen multiplied
-            fence_shared()
-            cuda.syncthreads()
-            fetch_rows(A, A_start + steps * rows, rows, A_left - steps, of_A)
-            fetch_columns(B, B_start + steps * columns, columns, B_left - steps, of_B)
-            add_stage(a, shared, room, sums)
-
-            round_rows(of_A, next_a)
-            put_columns(of_B, shared, room + stage + own)
-            fence_shared()
-            cuda.syncthreads()
-            A_start += 2 * steps * rows
-            B_start += 2 * steps * columns
-            A_left -= 2 * steps
-            B_left -= 2 * steps
-            fetch_rows(A, A_start, rows, A_left, of_A)
-            fetch_columns(B, B_start, columns, B_left, of_B)
-            add_stage(next_a, shared, room + stage, sums)
-
-    return add_products
-
-
-def _make(name, add_products, row_of_lane, second_row, *, clustered):
-    """Return the kernel with a main loop; of each 16 rows, a thread has its lane's and the one so far below.
-
-    ``clustered`` says whether blocks of a cluster share columns, each with rows of its own.
-    """
+def _make(precision):
+    """Return the kernel."""
+    add_products = _adder(precision)
     finish_part, pool_part = part_finisher(ROWS, COLUMNS, OUT_STRIDE, BLOCK, at_once=AT_ONCE)
 
     @kernel(
-        "f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 7 + "i8 i8 i8 i8 f4* f4*",
+        "f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 7 + "i8 i8 i8 f4* f4*",
         threads=BLOCK,
-        name=name,
+        name=f"product_warpgroups_{TENSOR_CORES[precision].name}",
         dynamic=True,
-        clustered=clustered,
+        clustered=True,
         only=HOPPER,
     )
     def multiply(
-        A,  # (R, K), or (K, R)
-        B,  # `arranged`, or (K, N)
+        A,  # (R, K)
+        B,  # `arranged`
         c,  # (S, N), if with_c
         sets,  # (R,), if with_sets
         scales,  # (R,), if scaled
@@ -336,8 +239,7 @@ def _make(name, add_products, row_of_lane, second_row, *, clustered):
         rows,  # R
         columns,  # N
         inner,  # K
-        inner_part,  # of each part, K if there is one
-        out,  # (parts, R, N)
+        out,  # (R, N)
         partials,  # (G + S − 1, N)
     ):
         shared = cuda.shared.array(0, FLOAT32)
@@ -346,7 +248,7 @@ def _make(name, add_products, row_of_lane, second_row, *, clustered):
         fetched = cuda.local.array(FOR_FINISH, np.float32)
 
         thread = cuda.threadIdx.x
-        team = cluster_size() if clustered else 1
+        team = cluster_size()  # blocks that share columns, each with rows of its own
         column_tiles = (columns + COLUMNS - 1) // COLUMNS
         row_tiles = ((rows + ROWS - 1) // ROWS + team - 1) // team * team
         block = np.int64(cuda.blockIdx.x)
@@ -354,24 +256,21 @@ def _make(name, add_products, row_of_lane, second_row, *, clustered):
         own_team = block // team
         first_column = own_team % column_tiles * COLUMNS
         first_row = (own_team // column_tiles * team + block % team) % row_tiles * ROWS
-        part = own_team // column_tiles * team // row_tiles
-        k = part * inner_part
-        end_k = min(k + inner_part, inner)
         for i in range(SUMS):
             sums[i] = np.float32(0)
-        add_products(A, B, first_row, first_column, rows, columns, inner, k, end_k, thread, shared, sums)
+        add_products(A, B, first_row, first_column, rows, inner, thread, shared, sums)
         wait_for_products()
         cuda.syncthreads()  # the finished tile takes the place of the stages
 
         # The tile goes through shared memory: rows are written whole, and their columns can be added up.
-        place = (thread // WARP * 16 + thread % WARP // 4 * row_of_lane) * OUT_STRIDE + thread % 4 * 2
+        place = (thread // WARP * 16 + thread % WARP // 4) * OUT_STRIDE + thread % 4 * 2
         for i in range(COLUMNS // 8):
             store2(shared, place + 8 * i, sums[4 * i], sums[4 * i + 1])
-            store2(shared, place + second_row * OUT_STRIDE + 8 * i, sums[4 * i + 2], sums[4 * i + 3])
+            store2(shared, place + 8 * OUT_STRIDE + 8 * i, sums[4 * i + 2], sums[4 * i + 3])
         cuda.syncthreads()
         finish_part(
             shared, first_row, first_column, thread, c, sets, scales, masked_by,
-            with_c, with_sets, scaled, relu, masked, code, True, rows, columns, part * rows, out, own_sets, fetched,
+            with_c, with_sets, scaled, relu, masked, code, True, rows, columns, 0, out, own_sets, fetched,
         )  # fmt: skip
         cuda.syncthreads()
         pool_part(
@@ -415,15 +314,7 @@ def _arranger(precision):
     return arrange
 
 
-# By whether A lies along k.
-NAMES = {True: "product_warpgroups", False: "product_transposed_warpgroups"}
-KERNELS_OF = {
-    precision: {
-        True: _make(f"{NAMES[True]}_{cores.name}", _adder_of_weights(precision), 1, 8, clustered=True),
-        False: _make(f"{NAMES[False]}_{cores.name}", _adder_of_rows(precision), 2, 1, clustered=False),
-    }
-    for precision, cores in TENSOR_CORES.items()
-}
+KERNELS_OF = {precision: _make(precision) for precision in TENSOR_CORES}
 ARRANGERS = {precision: _arranger(precision) for precision in TENSOR_CORES}
 
 
@@ -431,7 +322,7 @@ def arranged(precision, B, *, along_k=False):
     """Return weights (K, N), or (N, K) if they lie along k, as a kernel takes them: stages of tiles of columns."""
     inner, columns = B.shape[::-1] if along_k else B.shape
     steps = 2 * STEPS[precision]
-    products = -(-inner // steps) * _products(precision, steps)
+    products = -(-inner // steps) * 2 * _products(precision)
     size = -(-columns // COLUMNS) * products * PRODUCT
     out = xp().empty(size, np.float32)
     strides = (1, inner) if along_k else (columns, 1)
@@ -439,20 +330,9 @@ def arranged(precision, B, *, along_k=False):
     return out
 
 
-def tiles(rows, columns):
-    """Return how many tiles a matrix has."""
-    return -(-rows // ROWS) * -(-columns // COLUMNS)
-
-
-def launch_of_weights(precision, A, weights, rest, rows, columns, inner, out, partials):
+def launch(precision, A, weights, rest, rows, columns, inner, out, partials):
     """Launch A B for `arranged` weights."""
     team = TEAM if -(-rows // ROWS) > 1 and clusters_run(TEAM, SHARED_BYTES) else 1
     blocks = -(-rows // (ROWS * team)) * team * -(-columns // COLUMNS)
-    kernel = KERNELS_OF[precision][True]
-    kernel(blocks, A, weights, *rest, rows, columns, inner, inner, out, partials, shared=SHARED_BYTES, cluster=team)
-
-
-def launch_of_rows(blocks, precision, x, g, rest, rows, columns, inner, inner_part, out):
-    """Launch xᵀ g, with a block for each tile of each part of the rows."""
-    kernel = KERNELS_OF[precision][False]
-    kernel(blocks, x, g, *rest, rows, columns, inner, inner_part, out, None, shared=SHARED_BYTES)
+    kernel = KERNELS_OF[precision]
+    kernel(blocks, A, weights, *rest, rows, columns, inner, out, partials, shared=SHARED_BYTES, cluster=team)

@@ -55,6 +55,8 @@ MULTIPROCESSORS = 132  # of a large card
 LEAST_ELEMENTS = 1 if SIMULATED else 32
 LEAST_FACTOR = 4
 HOW = ("mean", "sum")  # what a set is pooled by
+# Up to what width the cache of a multiprocessor keeps the parameters, which are many lines of so many numbers.
+MOST_CACHED, LINE = 32, 32
 
 
 def layout_for(
@@ -310,6 +312,10 @@ def _make(layout, training):
             turns = (strips + warps - 1) // warps
             fresh = s == first_set
 
+            of_parameters = zero
+            if width <= MOST_CACHED:  # what is not shared memory is cache: they come while the elements do
+                of_parameters = parameters[min(thread * LINE, n_parameters - 1)]
+
             # The elements, their features in lines, and their weights; zeros beyond.
             K = widths[0]
             inner = lines_of(K)
@@ -321,6 +327,8 @@ def _make(layout, training):
                 store1(shared, w + row, value)
                 total += value
                 put_inputs(shared, h + row, stride, inner, x, (first + row) * K, K, row < count, a)
+            if width <= MOST_CACHED:
+                store1(shared, free + thread, of_parameters)  # nobody reads it, but it has to be there
             if weighted:
                 store1(shared, free + thread, total)
                 divisor = add_up(shared, free, thread, shown)

@@ -55,11 +55,6 @@ if SIMULATED or cuda is None:
         return array[place] if there else np.float32(0)
 
     @device
-    def load2_or_zeros(array, place, there):
-        """Return what `load2` does if they are ``there``, in global memory, or zeros; without a jump."""
-        return (array[place], array[place + 1]) if there else (np.float32(0),) * 2
-
-    @device
     def load4_or_zeros(array, place, there):
         """Return what `load4` does if they are ``there``, in global memory, or zeros; without a jump."""
         return load4(array, place) if there else (np.float32(0),) * 4
@@ -329,11 +324,6 @@ else:
     def load1_or_zero(typing_context, array, place, there):
         """Return what `load1` does if it is ``there``, in global memory, or zero; without a jump."""
         return types.float32(array, types.int64, types.boolean), _load_or_zeros(1)
-
-    @intrinsic
-    def load2_or_zeros(typing_context, array, place, there):
-        """Return what `load2` does if they are ``there``, in global memory, or zeros; without a jump."""
-        return types.UniTuple(types.float32, 2)(array, types.int64, types.boolean), _load_or_zeros(2)
 
     @intrinsic
     def load4_or_zeros(typing_context, array, place, there):

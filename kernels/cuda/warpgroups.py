@@ -17,7 +17,7 @@ WARPGROUP = 128  # threads
 
 if SIMULATED or cuda is None:  # which has no warpgroups: nothing that uses them is launched there
     multiply_tf32 = multiply_bf16 = None
-    fence_shared = begin_products = end_products = wait_for_products = wait_for_products_but_one = None
+    begin_products = end_products = wait_for_products = wait_for_products_but_one = None
 
 else:
     from llvmlite import ir
@@ -29,11 +29,6 @@ else:
     _FLOAT, _INT, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
     # Of a descriptor, in units of 16 bytes: from one core matrix to the next along k, and along the columns.
     _STRIDES = (4 * CORE >> 4) << 16 | (8 * CORE >> 4) << 32
-
-    @intrinsic
-    def fence_shared(typing_context):
-        """Let tensor cores see what this thread has written to shared memory, once all have waited for each other."""
-        return statement_together("fence.proxy.async.shared::cta;")
 
     @intrinsic
     def begin_products(typing_context):
