@@ -27,12 +27,12 @@ class Array:
 
     __cuda_array_interface__ = SimpleNamespace()
     device = SimpleNamespace(id=0)
-    data = SimpleNamespace(ptr=4096)
+    data = SimpleNamespace(ptr=4096, copy_to_host_async=lambda *_: None)
     flags = SimpleNamespace(c_contiguous=True)
-    __slots__ = ("dtype", "nbytes", "ndim", "shape", "size")
+    __slots__ = ("dtype", "nbytes", "ndim", "shape", "size", "strides")
 
     def __init__(self, like):
-        self.shape, self.dtype = like.shape, like.dtype
+        self.shape, self.strides, self.dtype = like.shape, like.strides, like.dtype
         self.size, self.ndim, self.nbytes = like.size, like.ndim, like.nbytes
 
     def _made(self, function):
@@ -74,8 +74,12 @@ class Array:
         return 1.0
 
 
+class _Pinned(bytearray):
+    ptr = 0
+
+
 def _cupy():
-    module, stream = ModuleType("cupy"), SimpleNamespace(ptr=0)
+    module, stream = ModuleType("cupy"), SimpleNamespace(ptr=0, synchronize=lambda: None)
     module.ndarray = Array
     module.empty = module.zeros = lambda shape, dtype=float: Array(np.empty(shape, dtype))
     module.empty_like = module.zeros_like = lambda array: Array(array)
@@ -86,6 +90,7 @@ def _cupy():
         Device=lambda *_: device,
         Stream=_Stream,
         driver=SimpleNamespace(launchKernel=lambda *_: None),
+        alloc_pinned_memory=_Pinned,
         get_current_stream=lambda: stream,
         runtime=SimpleNamespace(getDevice=lambda: 0),
     )

@@ -51,10 +51,16 @@ def train_step(net, sets, targets, optimizer, *, learning_rate=None):
     if learning_rate is not None and type(optimizer).step is Adam.step:
         learning_rate = check_number(learning_rate, "learning_rate", minimum=0)
     place = _place(net, sets, targets, optimizer)
-    queue = _queue_at(place, net, sets, targets, optimizer)
+    queue = net._recorded.get(place)
+    if queue is None and place is not None:
+        if _recordable(net, sets, targets, optimizer):
+            queue = _queue_at(place, net, sets, targets, optimizer)
+        else:
+            place = None
     if queue is not None:
         queue.forget()
         if _enqueued(queue, optimizer, learning_rate):
+            net._recorded.move_to_end(place)  # not earlier: now the GPU computes meanwhile
             (loss,) = _known_losses(queue, optimizer)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss}")
@@ -211,16 +217,15 @@ def _enqueued(queue, optimizer, learning_rate, key=0):
 def _known_losses(queue, optimizer):
     """Return the losses of all steps that are queued, up to one that is not finite, after which none has been taken."""
     found = queue.losses()
-    finite = [math.isfinite(loss) for loss in found]
-    if all(finite):
+    if all(map(math.isfinite, found)):
         return found
-    taken = finite.index(False)
+    taken = [math.isfinite(loss) for loss in found].index(False)
     optimizer.steps -= len(found) - taken
     return found[: taken + 1]
 
 
 def _queue_at(place, net, sets, targets, optimizer):
-    """Return the queue that takes steps on a batch again, or None: it came for the first time, or is not recorded.
+    """Return a new queue that takes steps on a batch, or None: it came for the first time, or is not recorded.
 
     A batch is known by where it lies: its numbers may be others.
     """
@@ -228,11 +233,10 @@ def _queue_at(place, net, sets, targets, optimizer):
     if place not in known:
         return None
     known.move_to_end(place)
-    if known[place] is None:
-        numbers = [_numbers(net, other) for other, queue in known.items() if queue is not None]
-        if len(numbers) == RECORDED or sum(numbers) + _numbers(net, place) > MOST_NUMBERS:
-            return None
-        known[place] = _batch_queue(net, sets, targets, optimizer)
+    numbers = [_numbers(net, other) for other, queue in known.items() if queue is not None]
+    if len(numbers) == RECORDED or sum(numbers) + _numbers(net, place) > MOST_NUMBERS:
+        return None
+    known[place] = _batch_queue(net, sets, targets, optimizer)
     return known[place]
 
 
@@ -246,7 +250,8 @@ def _remember(place, known):
 
 def _numbers(net, place):
     """Return how many activations a step on the batch in a place has."""
-    return place[0] * sum(net.widths)
+    (elements, _), *_ = place
+    return elements * sum(net.widths)
 
 
 def _batch_queue(net, sets, targets, optimizer):
@@ -262,31 +267,37 @@ def _batch_queue(net, sets, targets, optimizer):
 def _place(net, sets, targets, optimizer):
     """Return where everything lies that a step reads and writes, and what else its launches depend on.
 
-    None if steps on such a batch cannot be recorded, among others because something has to be checked or moved first.
+    None if some of it is not on a GPU, or steps on such a batch are not recorded at all. A GPU has nothing to do while
+    this is found out, before every step. So what follows from the place is not checked here: once there is a graph, it
+    was `_recordable`.
     """
-    if type(sets) is not Sets or type(optimizer).step is not Adam.step:
+    if net.backend != "cuda" or type(sets) is not Sets or type(optimizer).step is not Adam.step:
         return None
-    if why_one_by_one(net, sets.n_elements) is not None:
+    values, offsets, weights = sets.values, sets.offsets, sets.weights
+    if offsets.nbytes > MOST_BYTES:
         return None
-    values, weights, moments = sets.values, sets.weights, optimizer._moments
-    if not (on_gpu(values) and isinstance(targets, type(values)) and all(isinstance(m, Parameters) for m in moments)):
+    try:
+        first, second = optimizer._moments
+        place = (
+            *(values.shape, values.data.ptr, values.strides, values.dtype),
+            *(targets.shape, targets.data.ptr, targets.strides, targets.dtype),
+            None if weights is None else weights.data.ptr,
+            *(first.flat.data.ptr, second.flat.data.ptr),
+        )
+    except AttributeError:  # arrays of the host have no such address, and moments by name no flat array
         return None
-    if not (values.dtype == targets.dtype == net.dtype and targets.flags.c_contiguous):
-        return None
-    if targets.shape != net.prediction_shape(sets) or sets.features != net.in_features:
-        return None
-    if sets.offsets.nbytes > MOST_BYTES or not net.parameters.same_layout(moments[0]):
-        return None
-    from fastperm.kernels.cuda.compiling import current_place
+    constants = optimizer.beta1, optimizer.beta2, optimizer.epsilon, net.precision, net.invariance
+    return *place, *constants, *net.kernels.compiling.current_place(), offsets.tobytes()
 
-    arrays = (values, targets, weights, *(m.flat for m in moments))
-    return (
-        sets.n_elements,
-        *(None if array is None else array.data.ptr for array in arrays),
-        sets.offsets.tobytes(),
-        optimizer.beta1,
-        optimizer.beta2,
-        optimizer.epsilon,
-        net.precision,
-        *current_place(),
-    )
+
+def _recordable(net, sets, targets, optimizer):
+    """Return whether steps in a place can be recorded: nothing has to be checked or moved before one."""
+    if why_one_by_one(net, sets.n_elements) is not None:
+        return False
+    values, moments = sets.values, optimizer._moments
+    if not (on_gpu(values) and isinstance(targets, type(values)) and all(isinstance(m, Parameters) for m in moments)):
+        return False
+    if not (values.dtype == targets.dtype == net.dtype and targets.flags.c_contiguous):
+        return False
+    fits = targets.shape == net.prediction_shape(sets) and sets.features == net.in_features
+    return fits and net.parameters.same_layout(moments[0])

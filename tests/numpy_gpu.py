@@ -749,7 +749,6 @@ class Gpu(fake_cupy.Cupy):
         own = SimpleNamespace(
             Device=self._device,
             Stream=self._stream,
-            get_current_stream=lambda: SimpleNamespace(ptr=0),
             driver=SimpleNamespace(launchKernel=self._launch),
             nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
         )

@@ -9,7 +9,7 @@ import pytest
 import fastperm
 from fastperm import steps
 from fastperm.kernels.arrays import on_gpu, on_host
-from fastperm.kernels.cuda import compiling, graphs
+from fastperm.kernels.cuda import compiling, graphs, step_queue
 from fastperm.steps import Steps
 
 pytestmark = pytest.mark.cuda
@@ -352,29 +352,104 @@ def test_graphs_are_few_and_make_room(cupy, monkeypatch):
     assert sizes[:3] == [len(own[0][0].values)] * 2 + [SIZE - 2]
 
 
-@pytest.mark.parametrize("change", ["parameters", "moments", "beta1", "precision", "optimizer"])
-def test_a_graph_is_of_what_it_was_made_for(cupy, one_by_one, change):
+def _moved(array):
+    """Return an array of other numbers elsewhere."""
+    return array * np.float32(0.5)
+
+
+# What is done to the network, the sets and the optimiser between two steps.
+CHANGES = {
+    "parameters": lambda net, sets, optimizer: net.parameters.update({"head.bias": 3}),
+    "moments": lambda net, sets, optimizer: optimizer.load_state(optimizer.state()),
+    "beta1": lambda net, sets, optimizer: setattr(optimizer, "beta1", 0.5),
+    "beta2": lambda net, sets, optimizer: setattr(optimizer, "beta2", 0.5),
+    "epsilon": lambda net, sets, optimizer: setattr(optimizer, "epsilon", 1e-2),
+    "precision": lambda net, sets, optimizer: setattr(net, "precision", "tf32"),
+    "values": lambda net, sets, optimizer: setattr(sets, "values", _moved(sets.values)),
+    "weights": lambda net, sets, optimizer: setattr(sets, "weights", sets.weights * sets.weights),
+    "no weights": lambda net, sets, optimizer: setattr(sets, "weights", None),
+    "offsets": lambda net, sets, optimizer: setattr(sets, "offsets", sets.offsets - [0, 1, 0, 0]),
+    "offsets in place": lambda net, sets, optimizer: sets.offsets.__isub__([0, 1, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", [*CHANGES, "targets", "order of targets", "optimizer", "sets"])
+def test_a_graph_is_of_what_it_was_made_for(cupy, one_by_one, name):
     def run():
         net, optimizer = network(**ON_CHIP), fastperm.Adam(1e-2)
         ((sets, targets),) = batches(cupy, 1)
-        for i in range(7):
-            if i == 4:
-                if change == "parameters":
-                    net.parameters["head.bias"] = 3
-                elif change == "moments":
-                    optimizer.load_state(optimizer.state())
-                elif change == "beta1":
-                    optimizer.beta1 = 0.5
-                elif change == "precision":
-                    net.precision = "tf32"
-                else:
+        losses = []
+        for i in range(6):  # the third is recorded, and so is the fifth, after the change
+            if i == 3:
+                if name == "targets":
+                    targets = _moved(targets)
+                elif name == "order of targets":  # at the same place, in the same shape
+                    targets = targets.reshape(2, 3).T
+                elif name == "optimizer":
                     optimizer = fastperm.Adam(1e-3, epsilon=1e-3)
-            fastperm.train_step(net, sets, targets, optimizer)
-        return on_host(net.parameters.flat)
+                elif name == "sets":
+                    sets = fastperm.Sets._trusted(sets.values[:-1], sets.offsets - [0, 0, 0, 1], None)
+                else:
+                    CHANGES[name](net, sets, optimizer)
+            losses.append(fastperm.train_step(net, sets, targets, optimizer))
+        return losses, on_host(net.parameters.flat)
 
     found = run()
     one_by_one()
-    np.testing.assert_array_equal(found, run())
+    wanted = run()
+    assert found[0] == wanted[0]
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def test_a_graph_is_of_one_stream(cupy, monkeypatch):
+    net, optimizer = network(**ON_CHIP), fastperm.Adam()
+    ((sets, targets),) = batches(cupy, 1)
+    for stream, known in ((1, 1), (2, 2), (1, 2)):
+        monkeypatch.setattr(compiling, "current_place", lambda stream=stream: (0, stream))
+        for _ in range(3):
+            fastperm.train_step(net, sets, targets, optimizer)
+        assert len(net._recorded) == known
+    assert all(net._recorded.values())
+    assert len({id(queue) for queue in net._recorded.values()}) == 2
+
+
+def test_a_network_that_sorts_now_has_no_graph(cupy, monkeypatch):
+    net, optimizer = network(**ON_CHIP), fastperm.Adam()
+    ((sets, targets),) = batches(cupy, 1)
+    for _ in range(4):
+        fastperm.train_step(net, sets, targets, optimizer)
+    net.invariance = "bitwise"
+    monkeypatch.setattr(graphs.Graph, "launch", lambda self: pytest.fail("done as before"))
+    fastperm.train_step(net, sets, targets, optimizer)
+
+
+def test_a_batch_that_is_known_is_not_checked_again(cupy, monkeypatch):
+    net, optimizer = network(**ON_CHIP), fastperm.Adam()
+    own = list(batches(cupy, 2))
+    for sets, targets in own * 3:
+        fastperm.train_step(net, sets, targets, optimizer)
+    assert all(net._recorded.values())
+    monkeypatch.setattr(steps, "_recordable", lambda *_: pytest.fail("checked"))
+    for sets, targets in own:
+        again = fastperm.Sets._trusted(sets.values, sets.offsets.copy(), sets.weights)
+        fastperm.train_step(net, again, targets, optimizer)
+    # They were recorded in the other order; the one to forget is that not asked for longest.
+    assert [place[1] for place in net._recorded] == [sets.values.data.ptr for sets, _ in own]
+
+
+def test_a_loss_comes_through_pinned_memory(cupy, one_by_one, monkeypatch):
+    def losses():
+        net, optimizer = network(**ON_CHIP), fastperm.Adam(1e-2)
+        ((sets, targets),) = batches(cupy, 1)
+        return [fastperm.train_step(net, sets, targets, optimizer) for _ in range(5)]
+
+    sizes, allocate = [], cupy.cuda.alloc_pinned_memory
+    monkeypatch.setattr(cupy.cuda, "alloc_pinned_memory", lambda size: sizes.append(size) or allocate(size))
+    monkeypatch.setattr(step_queue, "SIMULATED", False)
+    found = losses()
+    assert sizes == [8]
+    one_by_one()
+    assert found == losses()
 
 
 def test_the_task_goes_where_the_network_is(cupy):

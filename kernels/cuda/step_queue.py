@@ -18,6 +18,21 @@ from fastperm.kernels.cuda.graphs import Graph
 THREADS = 4 if SIMULATED else 256
 
 
+class _PinnedNumber:
+    """Where the host reads a float64 of the GPU: in memory that is pinned, so a copy goes there without another one."""
+
+    def __init__(self):
+        self._memory = xp().cuda.alloc_pinned_memory(np.dtype(np.float64).itemsize)
+        self._number = np.frombuffer(self._memory, np.float64, 1)
+
+    def read(self, array):
+        """Wait for the current stream, and return the number in an array."""
+        stream = xp().cuda.get_current_stream()
+        array.data.copy_to_host_async(self._memory.ptr, self._number.nbytes, stream)
+        stream.synchronize()
+        return self._number.item()
+
+
 class StepQueue:
     """Training steps whose launches are always the same.
 
@@ -42,16 +57,17 @@ class StepQueue:
     def __init__(self, work, gradients, capacity=1, lent=()):
         self._keys, self._rates = xp().zeros(1, np.int64), xp().zeros(1, np.float32)
         self._history = xp().zeros(capacity, np.float64)
-        self._gradients, self._work, self._lent = gradients, work, lent
+        self._blocks, self._size = -(-gradients.size // THREADS), gradients.size
+        self._arrays = self._keys, self._rates, self._history, gradients
+        self._work, self._lent = work, lent
         self._graph: Any = None
+        self._read = float if SIMULATED else _PinnedNumber().read
         self.waiting = 0
 
     def step(self, rate, key=0):
         """Queue a step, at this rate of Adam and with this key, which is below 2⁶³."""
-        size, place = self._gradients.size, self.waiting - 1
         before = self._graph.result if self.waiting else None
-        arrays = (self._keys, self._rates, self._history, self._gradients)
-        _begin_step(-(-size // THREADS), key, rate, place, before, size, *arrays)
+        _begin_step(self._blocks, key, rate, self.waiting - 1, before, self._size, *self._arrays)
         if self._graph is None:
             self._graph = Graph(partial(self._work, self._keys, self._rates), self._lent)
             self._work = self._lent = None
@@ -74,7 +90,7 @@ class StepQueue:
             return []
         earlier = on_host(self._history[: self.waiting - 1]) if self.waiting > 1 else ()
         self.waiting = 0
-        return [*map(float, earlier), float(self._graph.result)]
+        return [*map(float, earlier), self._read(self._graph.result)]
 
 
 @kernel("i8 f4 i8 f8* i8 i8* f4* f8* f4*", threads=THREADS)
