@@ -97,6 +97,16 @@ class _Records(threading.local):
 _records = _Records()
 
 
+class _Packed(threading.local):
+    """Memory for the parameters of a launch, which reads them before it returns, of each thread its own."""
+
+    def __init__(self, size):
+        self.memory, self._size = ctypes.create_string_buffer(size), ctypes.c_size_t(size)
+        addresses = _BUFFER, ctypes.addressof(self.memory), _BUFFER_SIZE, ctypes.addressof(self._size), None
+        self._extra = (ctypes.c_void_p * 5)(*addresses)
+        self.extra = ctypes.addressof(self._extra)
+
+
 class Kernel:
     """A kernel: calling it launches it on the current stream.
 
@@ -126,6 +136,7 @@ class Kernel:
         self._takes = tuple(map(_argument, self.parameters))
         # Aligned as C aligns them, and so does CUDA.
         self._packing = struct.Struct("@" + "".join(map(_code, self.parameters)))
+        self._packed = _Packed(self._packing.size)
         if name in KERNELS:
             raise ValueError(f"there are two kernels called {name}")
         KERNELS[name] = self
@@ -147,12 +158,10 @@ class Kernel:
             self._simulated[blocks, self.threads, 0, shared](*flat)
             return
         # As one block of memory: CuPy's own launch takes twice the time for the twenty or so parameters of a kernel.
-        packed = ctypes.create_string_buffer(self._packing.pack(*values), self._packing.size)
-        size = ctypes.c_size_t(self._packing.size)
-        extra = (ctypes.c_void_p * 5)(_BUFFER, ctypes.addressof(packed), _BUFFER_SIZE, ctypes.addressof(size), None)
+        self._packing.pack_into(self._packed.memory, 0, *values)
         function, stream = _loaded(self.name, current_device(), cluster), xp().cuda.get_current_stream().ptr
         xp().cuda.driver.launchKernel(
-            *(function.kernel.ptr, blocks, 1, 1, self.threads, 1, 1, shared, stream, 0, ctypes.addressof(extra))
+            *(function.kernel.ptr, blocks, 1, 1, self.threads, 1, 1, shared, stream, 0, self._packed.extra)
         )
 
     def compile(self, architecture, by=None):
