@@ -27,7 +27,7 @@ class Array:
 
     __cuda_array_interface__ = SimpleNamespace()
     device = SimpleNamespace(id=0)
-    data = SimpleNamespace(ptr=4096, copy_to_host_async=lambda *_: None)
+    data = SimpleNamespace(ptr=4096)
     flags = SimpleNamespace(c_contiguous=True)
     __slots__ = ("dtype", "nbytes", "ndim", "shape", "size", "strides")
 
@@ -92,7 +92,7 @@ def _cupy():
         driver=SimpleNamespace(launchKernel=lambda *_: None),
         alloc_pinned_memory=_Pinned,
         get_current_stream=lambda: stream,
-        runtime=SimpleNamespace(getDevice=lambda: 0),
+        runtime=SimpleNamespace(getDevice=lambda: 0, memGetInfo=lambda: (1 << 36, 1 << 36)),
     )
     return module
 

@@ -15,9 +15,8 @@ QUEUED = 4096
 # Batches that `train_step` remembers in order to know them again, those whose steps it keeps as CUDA graphs, with the
 # memory that they work in, and the most bytes of offsets to compare.
 REMEMBERED, RECORDED, MOST_BYTES = 16, 4, 1 << 16
-# Activations of all steps that are recorded, and of one that may be. Larger ones keep a GPU busy for longer than the
-# host takes, and what is recorded keeps its memory.
-MOST_NUMBERS = 1 << 27
+# What is recorded keeps its memory: all of it may have as many activations as a sixteenth of the GPU's memory holds.
+BYTES_FOR_A_NUMBER = 16 * 4
 
 
 def train_step(net, sets, targets, optimizer, *, learning_rate=None):
@@ -58,7 +57,6 @@ def train_step(net, sets, targets, optimizer, *, learning_rate=None):
         else:
             place = None
     if queue is not None:
-        queue.forget()
         if _enqueued(queue, optimizer, learning_rate):
             net._recorded.move_to_end(place)  # not earlier: now the GPU computes meanwhile
             (loss,) = _known_losses(queue, optimizer)
@@ -184,10 +182,17 @@ def why_one_by_one(net, elements):
         return "CuPy sorts the elements"
     if net._symmetries.ignores_angles and net.scale is None:
         return "CuPy leaves out the angles"
-    numbers = elements * sum(net.widths)
-    if numbers > MOST_NUMBERS:
-        return f"activations of {numbers:,} numbers, more than {MOST_NUMBERS:,}"
+    numbers, most = elements * sum(net.widths), most_numbers()
+    if numbers > most:
+        return f"activations of {numbers:,} numbers, more than {most:,}"
     return None
+
+
+def most_numbers():
+    """Return how many activations all recorded steps may have on the current GPU."""
+    from fastperm.kernels.cuda.compiling import memory_bytes
+
+    return memory_bytes() // BYTES_FOR_A_NUMBER
 
 
 def _launched(net, sets, targets, optimizer, rates):
@@ -200,12 +205,12 @@ def _launched(net, sets, targets, optimizer, rates):
     return loss
 
 
-def _enqueued(queue, optimizer, learning_rate, key=0):
+def _enqueued(queue, optimizer, learning_rate, *key):
     """Queue a step and return True; False if there is no memory for it, and none is waiting before it."""
     before = optimizer.steps
     learning_rate = optimizer.learning_rate if learning_rate is None else learning_rate
     try:
-        queue.step(adam_rate(learning_rate, optimizer.beta1, optimizer.beta2, before + 1), key)
+        queue.step(adam_rate(learning_rate, optimizer.beta1, optimizer.beta2, before + 1), *key)
     except MemoryError:
         if queue.waiting:
             raise
@@ -234,7 +239,7 @@ def _queue_at(place, net, sets, targets, optimizer):
         return None
     known.move_to_end(place)
     numbers = [_numbers(net, other) for other, queue in known.items() if queue is not None]
-    if len(numbers) == RECORDED or sum(numbers) + _numbers(net, place) > MOST_NUMBERS:
+    if len(numbers) == RECORDED or sum(numbers) + _numbers(net, place) > most_numbers():
         return None
     known[place] = _batch_queue(net, sets, targets, optimizer)
     return known[place]
@@ -256,12 +261,12 @@ def _numbers(net, place):
 
 def _batch_queue(net, sets, targets, optimizer):
     """Return a queue of steps on a batch."""
-    from fastperm.kernels.cuda.step_queue import StepQueue
+    from fastperm.kernels.cuda.step_queue import SingleStep
 
-    def work(_, rates):
+    def work(rates):
         return _launched(net, sets, targets, optimizer, rates)
 
-    return StepQueue(work, net.gradients.flat, lent=(sets.values, sets.weights, targets))
+    return SingleStep(work, net.gradients.flat, lent=(sets.values, sets.weights, targets))
 
 
 def _place(net, sets, targets, optimizer):

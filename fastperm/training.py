@@ -54,8 +54,8 @@ def train(
     bitwise the same steps as one that is not.
 
     On the cuda backend, `PowerSpectrum` with ``backend="auto"`` or "cuda" draws on the GPU, and steps are queued there
-    as CUDA graphs without waiting for each loss (not with bitwise invariance, sets of differing sizes, or more than 2²⁷
-    activations in a step; `explain` says so).
+    as CUDA graphs without waiting for each loss (not with bitwise invariance, sets of differing sizes, or more
+    activations in a step than a sixteenth of the memory holds; `explain` says so).
 
     Parameters
     ----------

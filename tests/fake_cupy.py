@@ -52,10 +52,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
     @property
     def data(self):
-        def copy_to_host_async(place, size, stream):
-            stream.waiting.append(lambda: ctypes.memmove(place, self._array.ctypes.data, size))
-
-        return SimpleNamespace(ptr=self._array.ctypes.data, copy_to_host_async=copy_to_host_async)
+        return SimpleNamespace(ptr=self._array.ctypes.data)
 
     def __len__(self):
         return len(self._array)
@@ -169,25 +166,14 @@ def _columns(place, rows, columns, lead, dtype):
     return np.lib.stride_tricks.as_strided(memory, (rows, columns), (memory.itemsize, lead * memory.itemsize))
 
 
-class Stream:
-    """A stream, on which only copies to the host take their time: they are there when somebody has waited."""
-
-    ptr = 0
-
-    def __init__(self):
-        self.waiting = []
-
-    def synchronize(self):
-        while self.waiting:
-            self.waiting.pop(0)()
-
-
 class PinnedMemory(bytearray):
-    """Memory of the host, at an address that stays."""
+    """Memory of the host, at an address that stays, which the device can address, too."""
 
-    @property
-    def ptr(self):
-        return ctypes.addressof(ctypes.c_uint8.from_buffer(self))
+    def __init__(self, size):
+        super().__init__(size)
+        self._array = np.frombuffer(self, np.uint8)
+        self.ptr = self._array.ctypes.data
+        _owners[self.ptr] = self._array
 
 
 class Cupy(ModuleType):
@@ -197,10 +183,8 @@ class Cupy(ModuleType):
 
     def __init__(self, current=0):
         super().__init__("cupy")
-        stream = Stream()
         self.cuda = SimpleNamespace(
             Device=lambda: SimpleNamespace(id=current),
-            get_current_stream=lambda: stream,
             alloc_pinned_memory=PinnedMemory,
             cublas=SimpleNamespace(
                 gemmEx=gemm_ex,

@@ -753,7 +753,13 @@ class Gpu(fake_cupy.Cupy):
             nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
         )
         vars(self.cuda).update(vars(own))
-        runtime = {"driverGetVersion": 13000, "runtimeGetVersion": 13000, "getDeviceCount": 1, "getDevice": 0}
+        runtime = {
+            "driverGetVersion": 13000,
+            "runtimeGetVersion": 13000,
+            "getDeviceCount": 1,
+            "getDevice": 0,
+            "memGetInfo": (1 << 33,) * 2,
+        }
         vars(self.cuda.runtime).update({name: lambda value=value: value for name, value in runtime.items()})
         self.cuda.runtime.CUDARuntimeError = RuntimeError
         self.cuda.runtime.deviceSynchronize = lambda: None

@@ -1,15 +1,17 @@
 """Training steps queued on the GPU: on one, or in the simulator with a stand-in for CuPy."""
 
+import ctypes
 import logging
 import re
 
+import fake_cupy
 import numpy as np
 import pytest
 
 import fastperm
 from fastperm import steps
 from fastperm.kernels.arrays import on_gpu, on_host
-from fastperm.kernels.cuda import compiling, graphs, step_queue
+from fastperm.kernels.cuda import compiling, graphs, mapped
 from fastperm.steps import Steps
 
 pytestmark = pytest.mark.cuda
@@ -62,7 +64,7 @@ def test_a_layer_of_these_networks_is_computed_as_their_names_say(cuda, how, pro
 @pytest.fixture
 def one_by_one(monkeypatch):
     """Return a function after which nothing is queued."""
-    return lambda: monkeypatch.setattr(steps, "MOST_NUMBERS", 0)
+    return lambda: monkeypatch.setattr(steps, "most_numbers", lambda: 0)
 
 
 @WAYS
@@ -179,7 +181,8 @@ class OwnSample(fastperm.PowerSpectrum):
 )
 def test_what_is_not_queued(cupy, monkeypatch, settings, task):
     settings = dict(settings)
-    monkeypatch.setattr(steps, "MOST_NUMBERS", settings.pop("most", 3 * SIZE * 8))
+    most = settings.pop("most", 3 * SIZE * 8)
+    monkeypatch.setattr(steps, "most_numbers", lambda: most)
     net = fastperm.DeepSet(2, 4, 2, 2, seed=0, backend="cuda", **settings)
     work = Steps(net, task(**TASK), fastperm.Adam(), 3)
     assert work.capacity == 1
@@ -437,19 +440,18 @@ def test_a_batch_that_is_known_is_not_checked_again(cupy, monkeypatch):
     assert [place[1] for place in net._recorded] == [sets.values.data.ptr for sets, _ in own]
 
 
-def test_a_loss_comes_through_pinned_memory(cupy, one_by_one, monkeypatch):
-    def losses():
-        net, optimizer = network(**ON_CHIP), fastperm.Adam(1e-2)
-        ((sets, targets),) = batches(cupy, 1)
-        return [fastperm.train_step(net, sets, targets, optimizer) for _ in range(5)]
-
-    sizes, allocate = [], cupy.cuda.alloc_pinned_memory
-    monkeypatch.setattr(cupy.cuda, "alloc_pinned_memory", lambda size: sizes.append(size) or allocate(size))
-    monkeypatch.setattr(step_queue, "SIMULATED", False)
-    found = losses()
-    assert sizes == [8]
-    one_by_one()
-    assert found == losses()
+def test_a_number_of_the_host_is_where_kernels_are_told(monkeypatch):
+    monkeypatch.setattr(mapped, "SIMULATED", False)
+    monkeypatch.setattr(mapped, "xp", fake_cupy.Cupy)
+    for dtype, kind in ((np.float32, ctypes.c_float), (np.float64, ctypes.c_double)):
+        number = mapped.MappedNumber(dtype)
+        on_host = number.on_host
+        assert (number.dtype, on_host.dtype, on_host.shape, on_host[0]) == (dtype, dtype, (1,), 0)
+        of_kernels = kind.from_address(number.data.ptr)
+        of_kernels.value = 3.5
+        assert on_host[0] == 3.5
+        on_host[0] = -2.25
+        assert of_kernels.value == -2.25
 
 
 def test_the_task_goes_where_the_network_is(cupy):
@@ -472,7 +474,8 @@ def test_the_task_goes_where_the_network_is(cupy):
 )
 def test_explain_says_how_steps_are_launched(cuda, monkeypatch, settings, said):
     settings = dict(settings)
-    monkeypatch.setattr(steps, "MOST_NUMBERS", settings.pop("most", 32 * SIZE))
+    most = settings.pop("most", 32 * SIZE)
+    monkeypatch.setattr(steps, "most_numbers", lambda: most)
     net = fastperm.DeepSet(**{"in_features": 2, "width": 8, "depth": 2, "out_features": 2} | settings, backend="cuda")
     found = str(fastperm.explain(net, np.zeros((2, SIZE, 2))))
     assert found.endswith(f"\n  training steps: {said}")

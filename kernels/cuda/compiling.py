@@ -344,6 +344,16 @@ def _most_shared_memory(device):
     return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
 
 
+def memory_bytes():
+    """Return the bytes of memory that the current device has."""
+    return 1 << 33 if SIMULATED else _memory_bytes(current_device())
+
+
+@functools.cache
+def _memory_bytes(device):
+    return xp().cuda.runtime.memGetInfo()[1]
+
+
 def clusters():
     """Return how many blocks a cluster may have on the current device, the fewest first; nothing if it has none."""
     return SIMULATED_CLUSTERS if SIMULATED else _clusters(current_device())
@@ -501,6 +511,7 @@ def _simulated_argument(parameter, value):
     if parameter.endswith("*"):
         if isinstance(value, int):  # no array
             return np.zeros(1, parameter[:-1])
+        value = getattr(value, "on_host", value)
         assert value.flags.c_contiguous  # a copy would be written to in its place
         return value.reshape(-1) if value.flags.writeable else value.flatten()  # the simulator writes everything back
     return value

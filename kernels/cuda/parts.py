@@ -9,9 +9,10 @@ import numpy as np
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
 from fastperm.kernels.cuda.vectors import load1_or_zero
 
-COLUMNS, SHARES = (2, 2) if SIMULATED else (32, 32)
+COLUMNS, SHARES = (2, 2) if SIMULATED else (32, 8)
 THREADS = COLUMNS * SHARES
-AT_ONCE = 4  # numbers that a thread fetches before it adds the first
+# Numbers that a thread fetches before it adds the first: half of the parts that there are at most, or all of them.
+AT_ONCE = 3 if SIMULATED else 17
 
 
 def add_parts(

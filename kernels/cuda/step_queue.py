@@ -1,8 +1,11 @@
-"""Training steps that are queued on the GPU, while the host does not wait for their losses.
+"""Training steps that are launched again and again, each as one graph (`graphs.py`) with the same arguments.
 
-A step is one graph (`graphs.py`), whose launches have the same arguments every time. What changes from step to step
-goes before it, by one launch: the key of the batch, the rate of Adam, and the loss of the step before, which would be
-overwritten. If that is not finite, no step changes anything any more.
+`StepQueue` takes steps for which the host does not wait. What changes from step to step goes before the graph, by one
+launch: the key of the batch, the rate of Adam, and the loss of the step before, which would be overwritten. If that is
+not finite, no step changes anything any more.
+
+`SingleStep` is for a step that the host waits for. Then nothing goes before or behind the graph: its first kernel takes
+the rate from memory of the host, and its last one leaves the loss there (`mapped.py`).
 """
 
 import math
@@ -14,27 +17,13 @@ import numpy as np
 from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
 from fastperm.kernels.cuda.graphs import Graph
+from fastperm.kernels.cuda.mapped import MappedNumber
 
 THREADS = 4 if SIMULATED else 256
 
 
-class _PinnedNumber:
-    """Where the host reads a float64 of the GPU: in memory that is pinned, so a copy goes there without another one."""
-
-    def __init__(self):
-        self._memory = xp().cuda.alloc_pinned_memory(np.dtype(np.float64).itemsize)
-        self._number = np.frombuffer(self._memory, np.float64, 1)
-
-    def read(self, array):
-        """Wait for the current stream, and return the number in an array."""
-        stream = xp().cuda.get_current_stream()
-        array.data.copy_to_host_async(self._memory.ptr, self._number.nbytes, stream)
-        stream.synchronize()
-        return self._number.item()
-
-
 class StepQueue:
-    """Training steps whose launches are always the same.
+    """Training steps that may wait for each other.
 
     Parameters
     ----------
@@ -43,10 +32,8 @@ class StepQueue:
         the key of the batch and the rate of Adam from these arrays, (1,) each.
     gradients : array of shape (P,)
         They are zero when the work begins.
-    capacity : int, default=1
+    capacity : int
         Steps that may wait for `losses`.
-    lent : sequence of arrays
-        What the work takes that is not the queue's to keep: it is in the same place at every step.
 
     Attributes
     ----------
@@ -54,23 +41,22 @@ class StepQueue:
         Steps whose losses are not known.
     """
 
-    def __init__(self, work, gradients, capacity=1, lent=()):
+    def __init__(self, work, gradients, capacity):
         self._keys, self._rates = xp().zeros(1, np.int64), xp().zeros(1, np.float32)
         self._history = xp().zeros(capacity, np.float64)
         self._blocks, self._size = -(-gradients.size // THREADS), gradients.size
         self._arrays = self._keys, self._rates, self._history, gradients
-        self._work, self._lent = work, lent
+        self._work = work
         self._graph: Any = None
-        self._read = float if SIMULATED else _PinnedNumber().read
         self.waiting = 0
 
-    def step(self, rate, key=0):
+    def step(self, rate, key):
         """Queue a step, at this rate of Adam and with this key, which is below 2⁶³."""
         before = self._graph.result if self.waiting else None
         _begin_step(self._blocks, key, rate, self.waiting - 1, before, self._size, *self._arrays)
         if self._graph is None:
-            self._graph = Graph(partial(self._work, self._keys, self._rates), self._lent)
-            self._work = self._lent = None
+            self._graph = Graph(partial(self._work, self._keys, self._rates))
+            self._work = None
         else:
             self._graph.launch()
         self.waiting += 1
@@ -80,17 +66,86 @@ class StepQueue:
         """Whether there has been a step."""
         return self._graph is not None
 
-    def forget(self):
-        """Forget steps whose losses nobody has asked for, as after an interruption."""
-        self.waiting = 0
-
     def losses(self):
         """Wait for all steps and return their losses, of which those after one that is not finite mean nothing."""
         if not self.waiting:
             return []
         earlier = on_host(self._history[: self.waiting - 1]) if self.waiting > 1 else ()
         self.waiting = 0
-        return [*map(float, earlier), self._read(self._graph.result)]
+        return [*map(float, earlier), float(self._graph.result)]
+
+
+class SingleStep:
+    """A training step on one batch, which the host waits for every time.
+
+    Parameters
+    ----------
+    work : callable
+        ``work(rates)`` makes the launches of the step, once, and returns its loss as an array on the GPU. It takes the
+        rate of Adam from this array, (1,).
+    gradients : array of shape (P,)
+        They are zero when the work begins.
+    lent : sequence of arrays
+        What the work takes that is not to be kept: it is in the same place every time.
+
+    Attributes
+    ----------
+    waiting : bool
+        Whether there has been a step whose loss nobody has waited for.
+    """
+
+    def __init__(self, work, gradients, lent=()):
+        self._rates = xp().zeros(1, np.float32)
+        self._rate, self._loss = MappedNumber(np.float32), MappedNumber(np.float64)
+        self._gradients, self._work, self._lent = gradients, work, lent
+        self._graph: Any = None
+        self.waiting = False
+
+    def step(self, rate):
+        """Begin the step, at this rate of Adam."""
+        if self.waiting:  # an interruption came between: the GPU may not have read the last rate yet
+            self.losses()
+        self._rate.on_host[0] = rate
+        if self._graph is None:
+            self._graph = Graph(self._whole, self._lent)
+            self._work = self._lent = None
+        else:
+            self._graph.launch()
+        self.waiting = True
+
+    def losses(self):
+        """Wait for the step, and return its loss in a list."""
+        if not SIMULATED:
+            xp().cuda.get_current_stream().synchronize()
+        self.waiting = False
+        return [self._loss.on_host.item()]
+
+    def _whole(self):
+        gradients = self._gradients
+        _begin_single_step(-(-gradients.size // THREADS), self._rate, gradients.size, self._rates, gradients)
+        _end_single_step(1, self._work(self._rates), self._loss)
+
+
+@kernel("f4* i8 f4* f4*", threads=THREADS)
+def _begin_single_step(
+    given,  # (1,), of the host
+    size,  # P
+    rates,  # (1,)
+    gradients,  # (P,)
+):
+    i = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    if i < size:
+        gradients[i] = np.float32(0)
+    if i == 0:
+        rates[0] = given[0]
+
+
+@kernel("f8* f8*", threads=1)
+def _end_single_step(
+    loss,  # (1,)
+    left,  # (1,), of the host
+):
+    left[0] = loss[0]
 
 
 @kernel("i8 f4 i8 f8* i8 i8* f4* f8* f4*", threads=THREADS)
