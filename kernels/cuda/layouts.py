@@ -48,7 +48,7 @@ class Layout(NamedTuple):
     warps: int
     across: int
     down: int
-    stage: int  # elements of h that are in shared memory at once, for dW_self
+    stage: int  # elements of h that are in shared memory at once, for dW_self, where no tensor cores multiply
     precision: str = "float32"  # or, for tensor cores, what they round to
     wide: bool = False
     cluster: int = 1  # blocks that share a set
@@ -232,8 +232,12 @@ class Layout(NamedTuple):
         return -(-self.strips(longest) // self.warps) * self.words * self.threads
 
     def kept(self, longest, depth):
-        """Return the floats of h_1 … h_{D−1} and m_0 … m_{D−1} of a block, for sets of so many elements."""
-        return (depth - 1) * self.lines * self.stride(longest) + depth * self.width
+        """Return the floats of h_1 … h_{D−1}, perhaps x, and m_0 … m_{D−1} of a block, for sets of so many elements."""
+        return self.kept_layers(depth) * self.lines * self.stride(longest) + depth * self.width
+
+    def kept_layers(self, depth):
+        """Return how many layers there is room for: tensor cores have x where h_D would be, unless it is narrow."""
+        return depth if self.tensor_cores else depth - 1
 
     def shared_bytes(self, longest):
         """Return the shared memory of a block for sets of so many elements."""
@@ -266,7 +270,7 @@ TENSOR_LAYOUTS = {
             Layout(32, 4, 8, 8, 4, 8, 128, precision),
             # In bfloat16 a multiprocessor has room for two sets of 512 elements: while one waits, the other computes.
             Layout(64, 4, 8, 8 if precision == "bfloat16" else 16, 8, 8, 128, precision),
-            Layout(128, 4, 8, 8, 16, 4, 64, precision, wide=True),
+            Layout(128, 4, 8, 8, 8, 8, 64, precision, wide=True),
         )
     )
     for precision in TENSOR_CORES

@@ -191,15 +191,15 @@ def _make(layout, training):
     U, near, far = layout.columns_near
     thread_rows, rows_at_once = layout.rows, layout.rows_at_once
     sums_rows, sums_lead, group = layout.sums_rows, layout.sums_lead, layout.group
-    most_held, most_rows = max(held, tile), layout.most_rows
+    most_held, most_rows, most_kept = max(held, tile), layout.most_rows, 2 * layout.across
     W, free, _, m, c, G, dm, dy, _, h = layout.places
 
     strips_here = strips_of(layout)
     place_of_thread = strips_here.place_of_thread
     hold_rows, hold_columns = strips_here.hold_rows, strips_here.hold_columns
     lines_of, put_inputs = strips_here.lines_of, strips_here.put_inputs
-    round_strip, put_strip = strips_here.round_strip, strips_here.put_strip
-    multiply_strip = strips_here.multiply_strip
+    round_strip, put_strip, keep_strip = strips_here.round_strip, strips_here.put_strip, strips_here.keep_strip
+    keep_inputs, multiply_strip = strips_here.keep_inputs, strips_here.multiply_strip
     add_to_own_sums, clear_own_sums, add_up, column_sums = sums_of(layout)
     put_signs, hold_signs, mask_sums = masks_of(layout)
     most_parameters, put_weights, put_turned_weights, vector_product, turned_vector_product = parameters_of(
@@ -277,6 +277,8 @@ def _make(layout, training):
         tiles = cuda.local.array(tile, np.float32) if wide else sums
         of_W = cuda.local.array(most_parameters, np.float32) if wide else sums
         of_g = cuda.local.array(most_rows, np.float32)
+        of_h = cuda.local.array(most_kept, np.float32)
+        next_h = cuda.local.array(most_kept, np.float32)
         more_a = cuda.local.array(8, np.float32)
         more_x = cuda.local.array(8, np.float32)
         bits = cuda.local.array(words, np.int32)
@@ -287,7 +289,7 @@ def _make(layout, training):
 
         block = np.int64(cuda.blockIdx.x)
         kept_start = block * kept_size
-        means = kept_start + (depth - 1) * lines * stride
+        means = kept_start + (depth if rounds else depth - 1) * lines * stride
         signs_start = block * depth * signs_size
 
         first_set, more, leads = block, np.int64(cuda.gridDim.x), True
@@ -338,6 +340,10 @@ def _make(layout, training):
             aggregate_divisor = divisor if mean_aggregate else one
             pool_divisor = divisor if mean_pool else one
 
+            is_narrow = K <= NARROW and 2 * stride <= narrow_room
+            if training and rounds and not is_narrow:
+                for strip in range(warp, strips, warps):
+                    keep_inputs(kept, kept_start + (depth - 1) * lines * stride, shared, h, stride, strip, lane)
             if rounds:  # x as it came, which is not how it lies on chip
                 for i in range(held_columns):
                     column = own_column + i // U * far + i % U * near
@@ -404,7 +410,7 @@ def _make(layout, training):
                             round_strip(sums)
                             put_strip(shared, h + own_column * stride + row, stride, sums)
                         if training and not last:
-                            put_strip(kept, kept_layer + own_column * stride + row, stride, sums)
+                            keep_strip(kept, kept_layer, stride, strip, row, own_column, lane, sums)
                 column_sums(shared, free, pool_divisor if last else aggregate_divisor, thread, m, shown)
                 place += 2 * K * N + N
 
@@ -470,7 +476,7 @@ def _make(layout, training):
                     K = widths[layer]
                     N = widths[layer + 1]
                     place -= 2 * K * N + N
-                    kept_layer = kept_start + (layer - 1) * lines * stride
+                    kept_layer = kept_start + (layer - 1 if layer > 0 else depth - 1) * lines * stride
                     if thread < width:
                         store1(shared, m + thread, kept[means + layer * width + thread])
                     own_part = np.int64(own_block()) * n_parameters
@@ -487,7 +493,7 @@ def _make(layout, training):
                     else:
                         self_gradient(
                             shared, x, kept, first * K, kept_layer, layer == 0, K, stride, count, padded,
-                            thread // group, thread, tiles, of_g, a,
+                            thread // group, thread, tiles, of_g, of_h if rounds else a, next_h,
                         )  # fmt: skip
                     own_part = np.int64(own_block()) * n_parameters
                     put_gradients(

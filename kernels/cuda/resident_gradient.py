@@ -1,8 +1,9 @@
 """dW_self = h gᵀ of a set on chip; part of ``resident.py``.
 
-g lies on chip, and h comes once more from global memory, in stages, one of which is on its way while the other is
-multiplied. Groups of threads share the elements, and each has a tile of dW_self; these are added up in shared memory,
-and then, with dW_pool, over the sets of a block.
+g lies on chip, and h comes once more from global memory. For tensor cores it waits there in the order of fragments, so
+that a thread takes it to the registers that multiply it. Otherwise it comes through shared memory, in stages, one of
+which is on its way while the other is multiplied. Groups of threads share the elements, and each has a tile of dW_self;
+these are added up in shared memory, and then, with dW_pool, over the sets of a block.
 
 A set of a few features, x, is no matrix worth of stages: two of its features at a time, as long as they find room, each
 thread adds up its own elements and columns of g, as for the sum of g alone.
@@ -26,19 +27,52 @@ NARROW = 4  # the most features of an x that has no stages
 
 def self_gradient_of(layout, strips):
     """Return the function of a layout, whose `Strips` are given. All threads of a block call it."""
-    width, threads, tile, pack = layout.width, layout.threads, layout.tile, layout.pack
-    stage, stage_lead, stage_size, fours = layout.stage, layout.stage_lead, layout.stage_size, layout.stage // 4
-    groups, heaps, heap, group_rows = layout.groups, layout.heaps, width * layout.tile_lead, stage // layout.groups
-    stages, h = layout.places.stages, layout.places.h
-    lines, lines_at_once = layout.lines, threads // fours
-    lines_of, put_inputs = strips.lines_of, strips.put_inputs
-    add_to_tiles, put_tiles = strips.add_to_tiles, strips.put_tiles
-    assert threads % fours == threads % width == stage % layout.strip == lines % lines_at_once == 0
+    return (_of_fragments if layout.tensor_cores else _of_stages)(layout, strips)
+
+
+def _of_fragments(layout, strips):
+    tile, strip_rows = layout.tile, layout.strip
+    h, add_to_tiles, add_up_tiles = layout.places.h, strips.add_to_tiles, _tiles_adder(layout, strips)
 
     @device
-    def lines_of_stage(K):
-        """Return how many lines hold so many features: in pairs, those of whole steps."""
-        return K if pack == 1 else lines_of(K)
+    def self_gradient(
+        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h,
+        next_h,
+    ):  # fmt: skip
+        for i in range(tile):
+            tiles[i] = np.float32(0)
+        strips_here = padded // strip_rows
+        add_to_tiles(shared, kept, kept_layer, h, stride, strips_here, own_group, thread, of_g, of_h, next_h, tiles)
+        add_up_tiles(shared, own_group, thread, tiles)
+
+    return self_gradient
+
+
+def _tiles_adder(layout, strips):
+    """Return the function that adds up what the groups of a block have."""
+    groups, heaps, heap, stages = layout.groups, layout.heaps, layout.width * layout.tile_lead, layout.places.stages
+    put_tiles = strips.put_tiles
+
+    @device
+    def add_up_tiles(shared, own_group, thread, tiles):
+        # The second half of the groups leaves its tiles there, and the first half adds its own.
+        if own_group >= heaps:
+            put_tiles(shared, stages + (own_group - heaps) * heap, thread, tiles, False)
+        block_barrier()
+        if own_group < heaps:
+            put_tiles(shared, stages + own_group * heap, thread, tiles, groups > 1)
+        block_barrier()
+
+    return add_up_tiles
+
+
+def _of_stages(layout, strips):
+    width, threads, tile = layout.width, layout.threads, layout.tile
+    stage, stage_lead, stage_size, fours = layout.stage, layout.stage_lead, layout.stage_size, layout.stage // 4
+    group_rows, stages, h = stage // layout.groups, layout.places.stages, layout.places.h
+    lines_at_once, put_inputs = threads // fours, strips.put_inputs
+    add_to_tiles, add_up_tiles = strips.add_to_tiles, _tiles_adder(layout, strips)
+    assert threads % fours == threads % width == stage % layout.strip == width % lines_at_once == 0
 
     @device
     def fetch_stage(
@@ -50,22 +84,22 @@ def self_gradient_of(layout, strips):
                 for row in range(thread, min(np.int64(stage), padded - start), threads):
                     element = start + row
                     put_inputs(
-                        shared, room + row, stage_lead, lines_of_stage(K), x, x_start + element * K, K, element < count,
-                        of_h,
+                        shared, room + row, stage_lead, K, x, x_start + element * K, K, element < count, of_h
                     )  # fmt: skip
             else:
-                row, line, count_of_lines = thread % fours * 4, thread // fours, lines_of_stage(K)
+                row, line = thread % fours * 4, thread // fours
                 target, source = room + line * stage_lead + row, kept_layer + line * stride + start + row
                 if start + row < padded:
-                    for i in range(lines // lines_at_once):  # written out, with one addition for each
-                        if line + i * lines_at_once < count_of_lines:
+                    for i in range(width // lines_at_once):  # written out, with one addition for each
+                        if line + i * lines_at_once < K:
                             copy4(shared, target + i * lines_at_once * stage_lead, kept, source)
                         source += lines_at_once * stride
         end_copies()
 
     @device
     def self_gradient(
-        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h
+        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h,
+        next_h,
     ):  # fmt: skip
         """Leave h gᵀ, (width, width), in the room of the stages, as the sum of some heaps."""
         for i in range(tile):
@@ -87,13 +121,7 @@ def self_gradient_of(layout, strips):
             block_barrier()
             start += stage
             room = other
-        # The second half of the groups leaves its tiles there, and the first half adds its own.
-        if own_group >= heaps:
-            put_tiles(shared, stages + (own_group - heaps) * heap, thread, tiles, False)
-        block_barrier()
-        if own_group < heaps:
-            put_tiles(shared, stages + own_group * heap, thread, tiles, groups > 1)
-        block_barrier()
+        add_up_tiles(shared, own_group, thread, tiles)
 
     return self_gradient
 

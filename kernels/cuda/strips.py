@@ -11,7 +11,19 @@ import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device
 from fastperm.kernels.cuda.product import holder, outer_product_adder, place_in_grid
-from fastperm.kernels.cuda.vectors import high_halves, load1, load2, load4, low_halves, store1, store2, store4
+from fastperm.kernels.cuda.vectors import (
+    high_halves,
+    load1,
+    load2,
+    load4,
+    load4_or_zeros,
+    low_halves,
+    store1,
+    store2,
+    store4,
+)
+
+FRAGMENT = 128  # numbers of a fragment of h, for dW_self: four of each thread of a warp
 
 
 class Strips(NamedTuple):
@@ -28,6 +40,8 @@ class Strips(NamedTuple):
     hold_two: Callable  # (shared, place, stride, own_column, i, own, other): rows of columns i and i + 1 of a thread
     round_strip: Callable  # (sums): where numbers are rounded one by one, before they are written to several places
     put_strip: Callable
+    keep_strip: Callable  # (kept, layer, stride, strip, row, column, lane, sums): for dW_self, as that wants it
+    keep_inputs: Callable  # (kept, layer, shared, h, stride, strip, lane): x, likewise
     multiply_strip: Callable
     add_to_tiles: Callable
     put_tiles: Callable
@@ -138,6 +152,14 @@ def _strips_of_multiply_adds(layout):
             store4(array, place + part_rows, sums[r0], sums[r1], sums[r2], sums[r3])
 
     @device
+    def keep_strip(kept, layer, stride, strip, row, column, lane, sums):
+        put_strip(kept, layer + column * stride + row, stride, sums)
+
+    @device
+    def keep_inputs(kept, layer, shared, h, stride, strip, lane):
+        pass  # dW_self takes them where they came from
+
+    @device
     def keep_quarter(own, start, sums):
         for i in range(start, start + held // 4):
             sums[i] = own[i]
@@ -223,7 +245,8 @@ def _strips_of_multiply_adds(layout):
     return Strips(
         *(_place_of_thread(layout, place_of_lane), first_feature, word, alone),
         *(_lines_of(layout), _put_inputs_of(pack, first_feature, word)),
-        *(hold_rows, hold_columns, hold_two, round_strip, put_strip, multiply_strip, add_to_tiles, put_tiles),
+        *(hold_rows, hold_columns, hold_two, round_strip, put_strip),
+        *(keep_strip, keep_inputs, multiply_strip, add_to_tiles, put_tiles),
     )
 
 
@@ -234,20 +257,20 @@ def _strips_of_tensor_cores(layout):
     Of the 32 threads of a warp, thread 4 g + t has features g and g + 8 of 16, and elements 2 t and 2 t + 1 of 8.
     """
     held_columns, lead, width = layout.held_columns, layout.lead, layout.width
-    stage_lead, tile_lead, down, group = layout.stage_lead, layout.tile_lead, layout.down, layout.group
+    tile_lead, down, group, groups = layout.tile_lead, layout.down, layout.group, layout.groups
     features, tile_features, tile_columns = width // 16, layout.across // 2, down // 2  # fragments
+    tile_held, column_parts = 2 * tile_features, width // (8 * tile_columns)
     cores, steps, pack = layout.tensor_cores, layout.steps, layout.pack
     multiply, rounded, number_rounded = cores.multiply, cores.rounded, cores.number_rounded
     step_lines, block_lines = steps // pack, 16 // pack  # of 16 features
-    half_of_lines, half_of_elements = step_lines // 2, steps // 2
+    half_of_lines, half_of_elements, strip_steps = step_lines // 2, steps // 2, 32 // steps
+    step_size = features * FRAGMENT  # of a step along the elements, with all features
     at_once = min(features, 1 if SIMULATED else 4)
     assert layout.rows == 4
     assert layout.columns == 8
     assert layout.tile == 4 * tile_features * tile_columns
-    assert tile_features == features
     assert features in (at_once, 2 * at_once)
-    assert layout.stage // layout.groups % steps == 0
-    assert tile_columns % 2 == 0
+    assert features % tile_features == group // 32 % column_parts == tile_columns % 2 == 0
 
     @device
     def place_of_lane(lane):
@@ -306,9 +329,15 @@ def _strips_of_tensor_cores(layout):
         @device
         def take_block(shared, place, lines_apart):
             """Return two features of the first elements of a fragment, and of its later ones: a register each."""
-            far = place + 8 * lines_apart
-            own, own_later = load1(shared, place), load1(shared, place + half_of_elements)
-            return own, load1(shared, far), own_later, load1(shared, far + half_of_elements)
+            own, own_later = load2(shared, place)
+            far, far_later = load2(shared, place + 8 * lines_apart)
+            return own, far, own_later, far_later
+
+        @device
+        def block_of_sums(sums, f, step):
+            """Return the same of a strip that a thread has in registers."""
+            r = 2 * step * held_columns + 2 * f
+            return sums[r], sums[r + 1], sums[r + held_columns], sums[r + held_columns + 1]
 
     else:
 
@@ -346,6 +375,15 @@ def _strips_of_tensor_cores(layout):
             own, other = low_halves(first, second), high_halves(first, second)
             return own, other, low_halves(third, fourth), high_halves(third, fourth)
 
+        @device
+        def block_of_sums(sums, f, step):
+            r = 4 * step * held_columns + 2 * f
+            s, later = r + held_columns, r + 2 * held_columns
+            s_later = s + 2 * held_columns
+            own, other = number_rounded(sums[r], sums[s]), number_rounded(sums[r + 1], sums[s + 1])
+            own_later = number_rounded(sums[later], sums[s_later])
+            return own, other, own_later, number_rounded(sums[later + 1], sums[s_later + 1])
+
     @device
     def put_blocks(array, start, stride, first, sums):
         for f in range(first, first + at_once):
@@ -361,6 +399,31 @@ def _strips_of_tensor_cores(layout):
         put_blocks(array, start, stride, 0, sums)
         if features > at_once:  # as one loop, compilers would not unroll it, and keep the sums in memory
             put_blocks(array, start, stride, at_once, sums)
+
+    @device
+    def keep_blocks(kept, place, first, sums):
+        for f in range(first, first + at_once):
+            for step in range(strip_steps):
+                own, other, own_later, other_later = block_of_sums(sums, f, step)
+                store4(kept, place + step * step_size + f * FRAGMENT, own, other, own_later, other_later)
+
+    @device
+    def keep_strip(kept, layer, stride, strip, row, column, lane, sums):
+        # In the order of fragments: the threads of a warp write, and later read, lines of memory.
+        place = layer + strip * strip_steps * step_size + lane * 4
+        keep_blocks(kept, place, 0, sums)
+        if features > at_once:
+            keep_blocks(kept, place, at_once, sums)
+
+    @device
+    def keep_inputs(kept, layer, shared, h, stride, strip, lane):
+        place, own = layer + strip * strip_steps * step_size + lane * 4, h + lane // 4 * stride + lane % 4 * 2
+        for f in range(features):
+            for step in range(strip_steps):
+                first, second, third, fourth = take_block(
+                    shared, own + f * block_lines * stride + strip * 32 + step * steps, stride
+                )
+                store4(kept, place + step * step_size + f * FRAGMENT, first, second, third, fourth)
 
     @device
     def multiply_strip(shared, strip, stride, weights, lines, lane, a, b, next_a, next_b, sums):
@@ -389,29 +452,50 @@ def _strips_of_tensor_cores(layout):
                 break
 
     @device
-    def add_to_tiles(shared, of_stage, of_strip, stride, rows, K, thread, of_g, of_h, tiles):
-        """Add h gᵀ of so many elements, a multiple of steps, to the tile of the group.
+    def hold_step(kept, place, there, registers):
+        """Take a step of h, of the features of this thread's tile."""
+        for f in range(tile_features):
+            f4 = 4 * f
+            registers[f4], registers[f4 + 1], registers[f4 + 2], registers[f4 + 3] = load4_or_zeros(
+                kept, place + f * FRAGMENT, there
+            )
+
+    @device
+    def add_step(shared, g_place, stride, of_g, of_h, tiles):
+        for j in range(0, 2 * tile_columns, 4):
+            of_g[j], of_g[j + 2], of_g[j + 1], of_g[j + 3] = take_block(
+                shared, g_place + j // 4 * block_lines * stride, stride
+            )
+        for f in range(tile_features):
+            for j in range(tile_columns):
+                r, h = 2 * j * tile_held + 2 * f, 4 * f
+                s = r + tile_held
+                tiles[r], tiles[s], tiles[r + 1], tiles[s + 1] = multiply(
+                    *(of_h[h], of_h[h + 1], of_h[h + 2], of_h[h + 3], of_g[2 * j], of_g[2 * j + 1]),
+                    *(tiles[r], tiles[s], tiles[r + 1], tiles[s + 1]),
+                )
+
+    @device
+    def add_to_tiles(shared, kept, layer, g, stride, strips, own_group, thread, of_g, of_h, next_h, tiles):
+        """Add h gᵀ of the strips of this group to its tile.
 
         Its numbers are in the places that a strip has for those of a fragment: these are registers in a row, for both.
         """
-        lane = thread % 32
-        own = lane % 4 * pack
-        place = of_stage + lane // 4 * stage_lead + own
-        g_line = thread % group // 32 * (tile_columns // 2 * block_lines) + lane // 4
-        g_place = of_strip + g_line * stride + own
-        for row in range(0, rows, steps):
-            for j in range(0, 2 * tile_columns, 4):
-                of_g[j], of_g[j + 2], of_g[j + 1], of_g[j + 3] = take_block(
-                    shared, g_place + j // 4 * block_lines * stride + row, stride
-                )
-            for f in range(tile_features):
-                h0, h1, h2, h3 = take_block(shared, place + f * block_lines * stage_lead + row, stage_lead)
-                for j in range(tile_columns):
-                    r = 2 * j * held_columns + 2 * f
-                    s = r + held_columns
-                    tiles[r], tiles[s], tiles[r + 1], tiles[s + 1] = multiply(
-                        h0, h1, h2, h3, of_g[2 * j], of_g[2 * j + 1], tiles[r], tiles[s], tiles[r + 1], tiles[s + 1]
-                    )
+        lane, in_group = thread % 32, thread % group // 32
+        place = layer + in_group // column_parts * (tile_features * FRAGMENT) + lane * 4
+        g_line = in_group % column_parts * (tile_columns // 2 * block_lines) + lane // 4
+        g_place = g + g_line * stride + lane % 4 * 2
+        hold_step(kept, place + own_group * (strip_steps * step_size), own_group < strips, of_h)
+        for strip in range(own_group, strips, groups):
+            at, own = place + strip * (strip_steps * step_size), g_place + strip * 32
+            for step in range(0, strip_steps, 2):
+                # One step is on its way while the other is multiplied.
+                hold_step(kept, at + (step + 1) * step_size, True, next_h)
+                add_step(shared, own + step * steps, stride, of_g, of_h, tiles)
+                following = step + 2 if step + 2 < strip_steps else groups * strip_steps
+                there = step + 2 < strip_steps or strip + groups < strips
+                hold_step(kept, at + following * step_size, there, of_h)
+                add_step(shared, own + (step + 1) * steps, stride, of_g, next_h, tiles)
 
     @device
     def put_two(shared, at, first, second, adding):
@@ -425,16 +509,18 @@ def _strips_of_tensor_cores(layout):
     @device
     def put_tiles(shared, start, thread, tiles, adding):
         """Write the tile of a group, or add it to what is there: (width, width) with rows of ``tile_lead``."""
-        lane = thread % 32
-        place = start + lane // 4 * tile_lead + thread % group // 32 * (8 * tile_columns) + 2 * (lane % 4)
+        lane, in_group = thread % 32, thread % group // 32
+        row = lane // 4 + in_group // column_parts * (16 * tile_features)
+        place = start + row * tile_lead + in_group % column_parts * (8 * tile_columns) + 2 * (lane % 4)
         for f in range(tile_features):
             for j in range(tile_columns):
-                r, at = 2 * j * held_columns + 2 * f, place + 16 * f * tile_lead + 8 * j
-                put_two(shared, at, tiles[r], tiles[r + held_columns], adding)
-                put_two(shared, at + 8 * tile_lead, tiles[r + 1], tiles[r + 1 + held_columns], adding)
+                r, at = 2 * j * tile_held + 2 * f, place + 16 * f * tile_lead + 8 * j
+                put_two(shared, at, tiles[r], tiles[r + tile_held], adding)
+                put_two(shared, at + 8 * tile_lead, tiles[r + 1], tiles[r + 1 + tile_held], adding)
 
     return Strips(
         *(_place_of_thread(layout, place_of_lane), first_feature, word, alone),
         *(_lines_of(layout), _put_inputs_of(pack, first_feature, word)),
-        *(hold_rows, hold_columns, hold_two, round_strip, put_strip, multiply_strip, add_to_tiles, put_tiles),
+        *(hold_rows, hold_columns, hold_two, round_strip, put_strip),
+        *(keep_strip, keep_inputs, multiply_strip, add_to_tiles, put_tiles),
     )
