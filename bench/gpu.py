@@ -13,6 +13,7 @@ A dry run takes the kernels in Numba's simulator and, for rivals, the reference 
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import secrets
@@ -45,13 +46,19 @@ LIMITS = {
 TESTS = ("cuda_kernels", "cuda_arrays", "step_queue")
 # A small part of the tests in the simulator: `make test` runs all of them.
 DRY_TESTS = "two_runs or dense or adam"
+# Kernels are loaded once, too, each by one of several processes: the driver compiles them, and remembers that.
 COMPILE = """
 import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
-from fastperm.kernels.cuda.compiling import cache_folder, compiler, current_architecture, fill_cache
+from fastperm.kernels.cuda.compiling import KERNELS, cache_folder, compiler, current_architecture, fill_cache, load
 
 if __name__ == "__main__":
     count = fill_cache([current_architecture()], processes=os.cpu_count())
+    names = [name for name, kernel in KERNELS.items() if kernel.runs_on(current_architecture())]
+    with ProcessPoolExecutor(min(os.cpu_count(), 16), get_context("spawn")) as pool:
+        list(pool.map(load, names))
     print(f"{count} kernels for {current_architecture()} by {compiler()} in {cache_folder()}")
 """
 SANITIZERS = ("memcheck", "racecheck")
@@ -117,7 +124,8 @@ def measure_times(options):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     from contenders import FRAMEWORKS_ON_GPU, OURS_ON_GPU, Case
 
-    cases, frameworks, rounds = gpu_compare.CASES, FRAMEWORKS_ON_GPU, gpu_compare.ROUNDS
+    cases, rounds = gpu_compare.CASES, gpu_compare.ROUNDS
+    frameworks = tuple(name for name in FRAMEWORKS_ON_GPU if name not in options.without)
     if options.dry_run:
         cases, rounds = [Case(width=width, depth=1, set_size=3, batch=1) for width in (1, 4)], (2, 2)
         frameworks = (gpu_compare.STAND_IN, "torch-eager", "jax-jit")
@@ -153,6 +161,7 @@ def command(part, options, seconds):
             f"--rootdir={ROOT}",
             "-p",
             "no:cacheprovider",
+            *(("-n", "6") if importlib.util.find_spec("xdist") and not options.dry_run else ()),
             "-q",
             "-m",
             "cuda",
@@ -170,7 +179,8 @@ def command(part, options, seconds):
         watch = [tool, "--tool", part, "--error-exitcode", str(SANITIZER_ERROR), "--print-limit", "10"]
         return [*watch, python, str(ROOT / "bench" / "gpu_small.py")]
     own = [python, str(ROOT / "bench" / "gpu.py"), "--part", part, "--out", str(options.out)]
-    return [*own, "--seconds", f"{seconds:.0f}", *(["--dry-run"] if options.dry_run else [])]
+    without = [word for name in options.without for word in ("--without", name)]
+    return [*own, "--seconds", f"{seconds:.0f}", *without, *(["--dry-run"] if options.dry_run else [])]
 
 
 def _sanitizer():
@@ -227,6 +237,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=LIMITS, default=list(LIMITS), help="default: all")
     parser.add_argument("--out", type=Path, help="JSON file (default: bench/results/GPU-NAME.json)")
+    parser.add_argument("--without", action="append", default=[], help="a framework that gives its time to the others")
     parser.add_argument("--dry-run", action="store_true", help="try the program out; written only where --out says")
     parser.add_argument("--part", choices=MEASURED, help=argparse.SUPPRESS)  # what `run` starts
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all parts (default: %(default)s)")

@@ -185,6 +185,7 @@ class Cupy(ModuleType):
         super().__init__("cupy")
         self.cuda = SimpleNamespace(
             Device=lambda: SimpleNamespace(id=current),
+            get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=lambda: None),
             alloc_pinned_memory=PinnedMemory,
             cublas=SimpleNamespace(
                 gemmEx=gemm_ex,

@@ -299,6 +299,11 @@ def _fill(name, architectures):
     return sum(_ptx(name, one, make=lambda one=one: kernel.for_architecture(made(), one)).exists() for one in own)
 
 
+def load(name):
+    """Load a kernel on the current device."""
+    _loaded(name, current_device(), 1)
+
+
 def compiler():
     """Return name and version of the compiler that is installed here, or None."""
     if cuda is None or SIMULATED:

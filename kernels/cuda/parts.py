@@ -56,12 +56,14 @@ def _add_parts(
     of_parts, place = first < size, first + thread % COLUMNS
     added = np.float64(0)
     if of_parts:
-        for start in range(thread // COLUMNS, count, AT_ONCE * SHARES):
+        start = thread // COLUMNS
+        while start < count:
             for i in range(AT_ONCE):
                 part = start + i * SHARES
                 numbers[i] = load1_or_zero(parts, part * size + place, part < count and place < size)
             for i in range(AT_ONCE):
                 added += np.float64(numbers[i])
+            start += AT_ONCE * SHARES
     else:
         for i in range(thread, n_sums, THREADS):
             added += sums[i]
