@@ -14,6 +14,7 @@ from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda import cluster_probe, compiling, product_on_warpgroups
 from fastperm.kernels.cuda.layouts import LAYOUTS, TENSOR_LAYOUTS
 from fastperm.kernels.cuda.resident import resident_forward, resident_step
+from fastperm.kernels.cuda.step_queue import SingleStep
 
 # One element, a set that spans tiles, many in one; widths of all tiles and of the library, aligned for 128 bits or not.
 COUNTS = (1, 150, 3, 2, 40)
@@ -65,6 +66,7 @@ def run():
     for dtype in ("float32", "float64"):
         fastperm.PowerSpectrum(set_size=(1, 150), dtype=dtype, backend="cuda").sample(3, 0)
     _queue()
+    _step()
     if xp is not np:
         xp.cuda.runtime.deviceSynchronize()
     if compiling.SIMULATED:
@@ -80,6 +82,14 @@ def _queue():
     net = fastperm.DeepSet(2, 16, 2, task.out_features, backend="cuda", seed=0)
     history = fastperm.train(net, task, steps=3, batch=3, progress=False, validate=None)
     assert np.isfinite(history["loss"]).all()
+
+
+def _step():
+    loss = cuda.xp.full((), 2.0, np.float64)
+    step = SingleStep(lambda rates: loss, cuda.xp.ones(7, np.float32))
+    for _ in range(3):
+        step.step(1e-3)
+        assert np.isfinite(step.losses()).all()
 
 
 def _clusters(layout, generator):

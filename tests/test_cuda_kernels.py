@@ -313,6 +313,81 @@ if not compiling.SIMULATED:
     SCALED += (((512,) * 4 + (37,), 1), ((5,) * many(300, 20), 3), ((100_000, 1, 5000), 2))
 
 
+@pytest.mark.parametrize("pool", HOW)
+def test_blocks_that_finish_several_sets(cuda, pool, monkeypatch):
+    from fastperm.kernels.cuda import pooling
+
+    launches = []
+
+    def launch(*arguments):
+        launches.append(arguments)
+        finish(*arguments)
+
+    finish = pooling._finish
+    monkeypatch.setattr(pooling, "_finish", launch)
+    xp, rows, columns = compiling.xp(), pooling.PARTIAL_ROWS, pooling.FINISH_COLUMNS + 1
+    n_sets = max(64, pooling.FINISH_BLOCKS << pooling.FINISH_HALVINGS - 1) + 1  # the last block has one
+    counts = 1 + np.arange(n_sets) % 3 * rows
+    counts[n_sets // 2] = 2 * rows * pooling.FINISH_LONG + 1  # a block that takes one after the other
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    first, last = offsets[:-1] // rows + np.arange(n_sets), (offsets[1:] - 1) // rows + np.arange(n_sets)
+    partials = poisoned((-(-offsets[-1] // rows) + n_sets - 1, columns), "float32")
+    generator, wanted = np.random.default_rng(SEED), []
+    for own, to in zip(first, last, strict=True):
+        partials[own : to + 1] = generator.integers(-9, 10, (to + 1 - own, columns))
+        wanted.append((np.max if pool == "max" else np.sum)(partials[own : to + 1], 0))
+    wanted = np.array(wanted)
+    p = xp.asarray(poisoned(wanted.shape, "float32"))
+    pooling.finish(xp.asarray(partials), xp.asarray(offsets), pool, None, p)
+    (_, *_, doublings, column_blocks, _, own_columns, _) = launches[0]
+    assert (doublings, column_blocks, own_columns) == (pooling.FINISH_HALVINGS, 2, columns)
+    wanted = wanted / counts[:, None] if pool == "mean" else wanted
+    np.testing.assert_array_equal(on_host(p), wanted.astype(np.float32))
+
+
+@pytest.mark.parametrize("columns", [3, 8, 37])
+@pytest.mark.parametrize("counts", [(70, 1, 29), (3, 1, 1, 8, 9, 40, 2), (64, 64)], ids=brief)
+def test_products_in_memory_are_finished(cuda, counts, columns):
+    from fastperm.kernels.cuda import pooling, product_finish
+
+    xp, generator = compiling.xp(), np.random.default_rng(SEED)
+    offsets, own_sets = np.concatenate([[0], np.cumsum(counts)]), np.repeat(np.arange(len(counts)), counts)
+
+    def integers(*shape):
+        return generator.integers(-3, 4, shape).astype(np.float32)
+
+    z, other = integers(len(own_sets), columns), integers(len(own_sets), columns)
+    scales, weights, c = integers(len(own_sets)), np.abs(integers(len(own_sets))), integers(len(counts), columns)
+    weights[offsets[:-1]] = 1  # a maximum needs one
+    sets = own_sets.astype(np.int32)
+    forward, backward = (c, sets, None, None, weights), (c, sets, scales, other, None)
+    for given, relu, code in (
+        ((c[0], None, None, None, None), True, product_finish.NO_POOL),
+        (forward, True, pooling.SUM),
+        (forward, False, pooling.MAX),
+        (backward, False, pooling.SUM),
+        (backward, False, product_finish.NO_POOL),
+    ):
+        wanted = z + c[0] if given[1] is None else z + c[own_sets] * (1 if given[2] is None else scales[:, None])
+        wanted = np.maximum(wanted, 0) if relu else wanted
+        wanted = wanted if given[3] is None else np.where(other > 0, wanted, 0)
+        out = xp.asarray(z.copy())
+        pools = code != product_finish.NO_POOL
+        partials = pooling.partial_sums(len(z), len(counts), columns) if pools else None
+        on_device = [None if array is None else xp.asarray(array) for array in given]
+        product_finish.finish_product(on_device, product_finish.flags_of(*on_device, relu, code), out, partials)
+        np.testing.assert_array_equal(on_host(out), wanted)
+        if pools:
+            p = xp.asarray(poisoned(c.shape, "float32"))
+            pooling.finish(partials, xp.asarray(offsets), "max" if code == pooling.MAX else "sum", None, p)
+            w = np.ones(len(z)) if given[4] is None else weights
+            if code == pooling.MAX:
+                pooled = np.maximum.reduceat(np.where(w[:, None] > 0, wanted, -np.inf), offsets[:-1])
+            else:
+                pooled = np.add.reduceat(wanted * w[:, None], offsets[:-1])
+            np.testing.assert_array_equal(on_host(p), pooled)
+
+
 @pytest.mark.parametrize("positions", [True, False], ids=["positions", "values-alone"])
 @WEIGHTED
 @pytest.mark.parametrize(("counts", "K"), SCALED, ids=brief)

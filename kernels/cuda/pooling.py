@@ -3,7 +3,8 @@
 Float atomics would add in any order, and one thread per set would leave most of the card idle. So pooling takes two
 passes. First, every PARTIAL_ROWS rows are summed, set by set where they belong to several; with g the number of these
 rows and s the set, that sum goes to row g + s of ``partials``. From one sum to the next in order of the rows, g or s
-grows, or both: so no two of them share a place, whatever the sets. Then one block per set adds up its own, in order.
+grows, or both: so no two of them share a place, whatever the sets. Then a block adds up those of a set, or of several
+small ones, in an order that the sizes give.
 Other kernels that have rows at hand do the first pass in passing (`pool_rows`).
 """
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
 from fastperm.kernels.cuda.offsets import on_device
+from fastperm.kernels.cuda.vectors import load1, load1_int, load1_or_zero, store1
 
 SUM, MAX, TIES = 0, 1, 2
 # What the first pass does; a mean is a sum that the second pass divides.
@@ -20,9 +22,16 @@ CODES = {"mean": SUM, "sum": SUM, "max": MAX}
 # small cases have edges.
 PARTIAL_ROWS = 4 if SIMULATED else 32
 THREADS = 4 if SIMULATED else 256
+# For so many rows a thread that goes over a matrix, and writes it, waits at once.
+AT_ONCE = 2 if SIMULATED else 8
 # A block of the second pass: so many columns, and so many threads that share the sums of each.
-FINISH_COLUMNS, FINISH_SHARES = (2, 2) if SIMULATED else (32, 8)
+FINISH_COLUMNS, FINISH_HALVINGS = (2, 1) if SIMULATED else (32, 3)
+FINISH_SHARES = 1 << FINISH_HALVINGS
 FINISH_THREADS = FINISH_COLUMNS * FINISH_SHARES
+# It takes several sets at once, each with a part of these threads, while so many blocks remain and as a rule a block
+# has so many partial rows at most: most of the time of a short sum goes into finding its place. A block whose rows are
+# more than the last, as one of its sets is long, takes its sets one after the other, each with all threads.
+FINISH_BLOCKS, FINISH_ROWS, FINISH_LONG = (2, 6, 8) if SIMULATED else (256, 144, 208)
 
 
 def pooling_forward(
@@ -132,7 +141,15 @@ def finish(
     n_sets, columns = p.shape
     rows, bounds = (offsets, None) if isinstance(offsets, int) else (0, offsets)
     flags = (bounds is not None, totals is not None, pool == "max", pool == "mean", accumulate)
-    _finish(n_sets * -(-columns // FINISH_COLUMNS), partials, bounds, totals, *flags, rows, columns, p)
+    column_blocks, doublings = -(-columns // FINISH_COLUMNS), 0
+    while (
+        doublings < FINISH_HALVINGS
+        and n_sets * column_blocks >= FINISH_BLOCKS << doublings + 1
+        and len(partials) << doublings + 1 <= FINISH_ROWS * n_sets
+    ):
+        doublings += 1
+    blocks = (-(-n_sets >> doublings)) * column_blocks
+    _finish(blocks, partials, bounds, totals, *flags, n_sets, doublings, column_blocks, rows, columns, p)
 
 
 def unpool(
@@ -272,7 +289,7 @@ def _pool_partials(
         )
 
 
-@kernel("f4* i8* f4* i4 i4 i4 i4 i4 i8 i8 f4*", threads=FINISH_THREADS)
+@kernel("f4* i8* f4* i4 i4 i4 i4 i4 i8 i4 i4 i8 i8 f4*", threads=FINISH_THREADS)
 def _finish(
     partials,  # (G + S − 1, K)
     offsets,  # (S + 1,), if with_sets
@@ -282,31 +299,60 @@ def _finish(
     maximum,
     mean,
     accumulate,
+    n_sets,  # S
+    doublings,  # a block has two to the power of these sets
+    column_blocks,  # blocks of such sets
     rows,  # T, without sets
     columns,  # K
     p,  # (S, K)
 ):
     shared = cuda.shared.array(FINISH_THREADS, np.float64)
-    thread = cuda.threadIdx.x
-    column_blocks = (columns + FINISH_COLUMNS - 1) // FINISH_COLUMNS
-    s = cuda.blockIdx.x // column_blocks
-    column = cuda.blockIdx.x % column_blocks * FINISH_COLUMNS + thread % FINISH_COLUMNS
-    first = offsets[s] if with_sets else np.int64(0)
-    last = offsets[s + 1] if with_sets else rows
-    total = -np.inf if maximum else 0.0
-    if column < columns:
-        end = (last - 1) // PARTIAL_ROWS + 1 + s
-        for i in range(first // PARTIAL_ROWS + s + thread // FINISH_COLUMNS, end, FINISH_SHARES):
-            total = _with(total, np.float64(partials[i * columns + column]), maximum)
-    shared[thread] = total
-    cuda.syncthreads()
-    if thread < FINISH_COLUMNS and column < columns:
-        for share in range(1, FINISH_SHARES):
-            total = _with(total, shared[share * FINISH_COLUMNS + thread], maximum)
-        if mean:
-            total /= np.float64(totals[s]) if weighted else np.float64(last - first)
-        place = s * columns + column
-        p[place] = p[place] + np.float32(total) if accumulate else np.float32(total)
+    fetched = cuda.local.array(AT_ONCE, np.float32)
+    thread = np.int32(cuda.threadIdx.x)
+    block = np.int64(np.uint32(cuda.blockIdx.x) // np.uint32(column_blocks))
+    column = (cuda.blockIdx.x - block * column_blocks) * FINISH_COLUMNS + thread % FINISH_COLUMNS
+    first_set = block << doublings
+    halvings, passes = np.int32(FINISH_HALVINGS - doublings), np.int32(1)  # shares are two to the power of the first
+    if doublings > 0 and with_sets:
+        last_set = min(first_set + (1 << doublings), n_sets)
+        length = (offsets[last_set] - 1) // PARTIAL_ROWS - offsets[first_set] // PARTIAL_ROWS
+        if length > FINISH_LONG:
+            halvings, passes = np.int32(FINISH_HALVINGS), np.int32(last_set - first_set)
+    share = (thread // FINISH_COLUMNS) & ((1 << halvings) - 1)
+    for own in range(passes):
+        s = first_set + own + (thread // FINISH_COLUMNS >> halvings)
+        there = s < n_sets and column < columns
+        first, last = np.int64(0), rows
+        if with_sets and there:
+            first, last = offsets[s], offsets[s + 1]
+        begin = first // PARTIAL_ROWS + share
+        count = np.int32(((last - 1) // PARTIAL_ROWS - begin + (1 << halvings)) >> halvings) if there else np.int32(0)
+        place, step = (begin + s) * columns + column, columns << halvings
+        total, largest = 0.0, np.float32(-np.inf)
+        for done in range(0, count, AT_ONCE):
+            left = np.int32(count - done)
+            for i in range(AT_ONCE):
+                fetched[i] = load1_or_zero(partials, place, np.int32(i) < left)
+                place += step
+            if maximum:
+                for i in range(AT_ONCE):
+                    if np.int32(i) < left:
+                        largest = _with(largest, fetched[i], True)
+            else:
+                for i in range(AT_ONCE):
+                    total += np.float64(fetched[i])
+        if maximum:
+            total = np.float64(largest)
+        shared[thread] = total
+        cuda.syncthreads()
+        if share == 0 and there:
+            for i in range(1, 1 << halvings):
+                total = _with(total, shared[thread + i * FINISH_COLUMNS], maximum)
+            if mean:
+                total /= np.float64(totals[s]) if weighted else np.float64(last - first)
+            to = s * columns + column
+            p[to] = p[to] + np.float32(total) if accumulate else np.float32(total)
+        cuda.syncthreads()
 
 
 @kernel("i8* i8 i8 i4*", threads=THREADS)
@@ -348,6 +394,17 @@ def _row_scales(
             scales[row] = np.float32(1) / np.float32(offsets[s + 1] - offsets[s])
 
 
+@device
+def _unpooled(of_set, largest, tied, x, scale, other, maximum, adding, masked):
+    """Return the gradient of a row, of what its set has, and the row."""
+    value = of_set * scale
+    if maximum:
+        value = value / tied if x == largest else np.float32(0)
+    if adding:
+        value += other
+    return np.float32(0) if masked and not x > np.float32(0) else value
+
+
 @kernel("f4* f4* f4* f4* f4* i4* f4* i4 i4 i4 i4 i8 i8 f4* f4*", threads=THREADS)
 def _unpool(
     dp,  # (S, K)
@@ -366,32 +423,62 @@ def _unpool(
     dx,  # (T, K)
     partials,  # (G + S − 1, K): sums of dx
 ):
+    own_x = cuda.local.array(AT_ONCE, np.float32)
+    other = cuda.local.array(AT_ONCE, np.float32)  # that is added
+    scale = cuda.local.array(AT_ONCE, np.float32)
     unit = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
-    column = unit % columns
     group = unit // columns
+    column = unit - group * columns
     first = group * PARTIAL_ROWS
-    if first < rows:
-        s = np.int64(sets[first])
-        total = np.float32(0)
-        for row in range(first, min(first + PARTIAL_ROWS, rows)):
-            if sets[row] != s:
-                partials[(group + s) * columns + column] = total
-                total = np.float32(0)
-                s = np.int64(sets[row])
-            place = row * columns + column
-            own = s * columns + column
-            value = dp[own]
-            if scaled:
-                value *= scales[row]
-            if maximum:
-                value = value / ties[own] if x[place] == p[own] else np.float32(0)
-            if adding:
-                value += added[place]
-            if masked and not x[place] > np.float32(0):
-                value = np.float32(0)
-            dx[place] = value
-            total += value
-        partials[(group + s) * columns + column] = total
+    zero, one = np.float32(0), np.float32(1)
+    s, of_set, largest, tied, total = np.int32(-1), zero, zero, one, zero
+    for row in range(first, min(first + PARTIAL_ROWS, rows), AT_ONCE):
+        # First all that comes from memory: a store lets no load go before it.
+        whole = rows - row >= AT_ONCE
+        place = row * columns + column
+        for i in range(AT_ONCE):
+            own_x[i] = scale[i] = one
+            other[i] = zero
+        if maximum or masked:
+            for i in range(AT_ONCE):
+                own_x[i] = load1_or_zero(x, place + i * columns, whole)
+        if adding:
+            for i in range(AT_ONCE):
+                other[i] = load1_or_zero(added, place + i * columns, whole)
+        if scaled:
+            for i in range(AT_ONCE):
+                scale[i] = load1_or_zero(scales, row + i, whole)
+        own = load1_int(sets, row)
+        together = whole and load1_int(sets, row + AT_ONCE - 1) == own
+        # At the end, and where there are several sets, one row after the other; what was fetched is near.
+        for r in range(row, row + 1 if together else min(row + AT_ONCE, rows)):
+            own = load1_int(sets, r)
+            if own != s:
+                if s >= 0:
+                    store1(partials, (group + s) * columns + column, total)
+                s, total = own, zero
+                of_set = load1(dp, np.int64(s) * columns + column)
+                if maximum:
+                    largest = load1(p, np.int64(s) * columns + column)
+                    tied = load1(ties, np.int64(s) * columns + column)
+            if not together:
+                place = r * columns + column
+                value = _unpooled(
+                    of_set, largest, tied,
+                    load1(x, place) if maximum or masked else one,
+                    load1(scales, r) if scaled else one,
+                    load1(added, place) if adding else zero,
+                    maximum, adding, masked,
+                )  # fmt: skip
+                store1(dx, place, value)
+                total += value
+        if together:
+            for i in range(AT_ONCE):
+                value = _unpooled(of_set, largest, tied, own_x[i], scale[i], other[i], maximum, adding, masked)
+                store1(dx, place + i * columns, value)
+                total += value
+    if s >= 0:
+        store1(partials, (group + s) * columns + column, total)
 
 
 @kernel("f4* f4* i8 f4*", threads=THREADS)

@@ -7,8 +7,8 @@ NVIDIA's library has written the product.
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import cuda, device, kernel
-from fastperm.kernels.cuda.pooling import PARTIAL_ROWS, THREADS, pool_rows, pooled, pooled_nothing
-from fastperm.kernels.cuda.vectors import load4, relu, store4
+from fastperm.kernels.cuda.pooling import AT_ONCE, MAX, PARTIAL_ROWS, SUM, THREADS, pool_rows, pooled, pooled_nothing
+from fastperm.kernels.cuda.vectors import load1, load1_int, load1_or_zero, load4, relu, store1, store4
 
 NO_POOL = -1  # beside the codes of pooling.py
 FETCHED = 9  # numbers for four that are finished: their mask, their pooled term, and its scale
@@ -22,7 +22,9 @@ def finish_product(
 ):
     """Finish a product that lies in ``out`` as `product.product` says."""
     rows, columns = out.shape
-    units = -(-rows // PARTIAL_ROWS) * columns
+    *_, code = flags
+    # Without pooling a thread has few rows: a small matrix, too, takes many blocks.
+    units = -(-rows // (AT_ONCE if code == NO_POOL else PARTIAL_ROWS)) * columns
     _finish_product(-(-units // THREADS), *given, *flags, rows, columns, out, partials)
 
 
@@ -148,6 +150,16 @@ def part_finisher(part_rows, part_columns, stride, threads, *, at_once=1):
     return finish_part, pool_part
 
 
+@device
+def _finished(z, scale, term, other, with_c, with_relu):
+    """Return a number of a product with its pooled term, after ReLU or the mask, where ``other`` is of the mask."""
+    if with_c:
+        z += scale * term
+    if with_relu:
+        z = relu(z)
+    return z if other > np.float32(0) else np.float32(0)
+
+
 @kernel("f4* i4* f4* f4* f4* " + "i4 " * 7 + "i8 i8 f4* f4*", threads=THREADS)
 def _finish_product(
     c,  # (S, N), if with_c
@@ -168,29 +180,70 @@ def _finish_product(
     partials,  # (G + S − 1, N)
 ):
     """Do what `multiply` does with a tile, with a product that the library has written."""
-    zero = np.float32(0)
+    z = cuda.local.array(AT_ONCE, np.float32)
+    other = cuda.local.array(AT_ONCE, np.float32)  # of the mask
+    scale = cuda.local.array(AT_ONCE, np.float32)
+    weight = cuda.local.array(AT_ONCE, np.float32)
+    pools = code != NO_POOL
+    per_thread = np.int64(PARTIAL_ROWS if pools else AT_ONCE)
     unit = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
-    column = unit % columns
-    first = unit // columns * PARTIAL_ROWS
-    if first < rows:
-        group, s, total = unit // columns, np.int64(0), pooled_nothing(code)
-        for row in range(first, min(first + PARTIAL_ROWS, rows)):
-            place = row * columns + column
-            z = out[place]
-            if with_sets:
-                own = np.int64(sets[row])
-                if code != NO_POOL and row > first and own != s:
-                    partials[(group + s) * columns + column] = total
-                    total = pooled_nothing(code)
-                s = own
-            if with_c:
-                scale = scales[row] if scaled else np.float32(1)
-                z += scale * c[s * columns + column]
-            if with_relu:
-                z = relu(z)
-            if masked:
-                z = z if masked_by[place] > zero else zero
-            out[place] = z
-            total = pooled(total, z, weights[row] if weighted else np.float32(1), code)
-        if code != NO_POOL:
-            partials[(group + s) * columns + column] = total
+    group = unit // columns
+    column = unit - group * columns
+    first = group * per_thread
+    s, term, total = np.int32(-1), np.float32(0), pooled_nothing(code)
+    for row in range(first, min(first + per_thread, rows), AT_ONCE):
+        # First all that comes from memory: a store lets no load go before it.
+        whole = rows - row >= AT_ONCE
+        place = row * columns + column
+        for i in range(AT_ONCE):
+            z[i] = load1_or_zero(out, place + i * columns, whole)
+            other[i] = scale[i] = weight[i] = np.float32(1)
+        if masked:
+            for i in range(AT_ONCE):
+                other[i] = load1_or_zero(masked_by, place + i * columns, whole)
+        if scaled:
+            for i in range(AT_ONCE):
+                scale[i] = load1_or_zero(scales, row + i, whole)
+        if weighted:
+            for i in range(AT_ONCE):
+                weight[i] = load1_or_zero(weights, row + i, whole)
+        own = load1_int(sets, row) if with_sets else np.int32(0)
+        if whole and (not with_sets or load1_int(sets, row + AT_ONCE - 1) == own):
+            if own != s:
+                if pools and s >= 0:
+                    store1(partials, (group + s) * columns + column, total)
+                s, total = own, pooled_nothing(code)
+                if with_c:
+                    term = load1(c, np.int64(s) * columns + column)
+            for i in range(AT_ONCE):
+                z[i] = _finished(z[i], scale[i], term, other[i], with_c, with_relu)
+                store1(out, place + i * columns, z[i])
+            if code == SUM:  # what is asked once need not be asked for each row
+                for i in range(AT_ONCE):
+                    total = pooled(total, z[i], weight[i], SUM)
+            elif code == MAX:
+                for i in range(AT_ONCE):
+                    total = pooled(total, z[i], weight[i], MAX)
+        else:  # the end, or several sets; what was fetched is near
+            for r in range(row, min(row + AT_ONCE, rows)):
+                own = load1_int(sets, r) if with_sets else np.int32(0)
+                if own != s:
+                    if pools and s >= 0:
+                        store1(partials, (group + s) * columns + column, total)
+                    s, total = own, pooled_nothing(code)
+                    if with_c:
+                        term = load1(c, np.int64(s) * columns + column)
+                place = r * columns + column
+                value = _finished(
+                    load1(out, place),
+                    load1(scales, r) if scaled else np.float32(1),
+                    term,
+                    load1(masked_by, place) if masked else np.float32(1),
+                    with_c,
+                    with_relu,
+                )
+                store1(out, place, value)
+                if pools:
+                    total = pooled(total, value, load1(weights, r) if weighted else np.float32(1), code)
+    if pools and s >= 0:
+        store1(partials, (group + s) * columns + column, total)

@@ -29,6 +29,11 @@ if SIMULATED or cuda is None:
         return array[place]
 
     @device
+    def load1_int(array, place):
+        """Return one int32 of an array; ``place``, counted in elements, is not negative."""
+        return array[place]
+
+    @device
     def store1(array, place, a):
         """Write one float32 to an array; ``place``, counted in elements, is not negative."""
         array[place] = a
@@ -275,6 +280,15 @@ else:
             return builder.load(address_of(context, builder, signature.args[0], arguments))
 
         return types.float32(array, types.int64), generate
+
+    @intrinsic
+    def load1_int(typing_context, array, place):
+        """Return one int32 of an array; ``place``, counted in elements, is not negative."""
+
+        def generate(context, builder, signature, arguments):
+            return builder.load(address_of(context, builder, signature.args[0], arguments, _INT))
+
+        return types.int32(array, types.int64), generate
 
     @intrinsic
     def store1(typing_context, array, place, a):
