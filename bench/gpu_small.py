@@ -16,9 +16,10 @@ from fastperm.kernels.cuda.layouts import LAYOUTS, TENSOR_LAYOUTS
 from fastperm.kernels.cuda.resident import resident_forward, resident_step
 from fastperm.kernels.cuda.step_queue import SingleStep
 
-# One element, a set that spans tiles, many in one; widths of all tiles and of the library, aligned for 128 bits or not.
+# One element, a set that spans tiles, many in one; widths of few features, of all tiles in all ways, and of the
+# library, aligned for 128 bits or not.
 COUNTS = (1, 150, 3, 2, 40)
-NETWORKS = ((3, 33), (8, 130), (257, 260))
+NETWORKS = ((3, 33), (8, 130), (33, 40), (130, 9, 130), (257, 260))
 # What the tiles of tensor cores take, layer by layer; and what warpgroups do, where there are any.
 ON_CORES, ON_WARPGROUPS = (36, 20), (192, 260)
 HOW = (("sum", "max"), ("max", "mean"), ("mean", None))  # layer by layer

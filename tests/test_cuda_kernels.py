@@ -1035,6 +1035,82 @@ def test_a_transposed_product_of_few_features(cuda, rows, columns):
         np.testing.assert_array_equal(on_host(total), start + x.T @ g)
 
 
+# (elements per set, N): one set, many in a group of rows, and sets that begin and end anywhere in groups.
+@pytest.mark.parametrize(
+    ("counts", "columns"),
+    [((1,), 1), ((7,), 5), ((1, 2, 1, 9, 4), 8), ((1,) * 9, 3)]
+    if compiling.SIMULATED
+    else [((1,), 1), ((37,), 33), ((100, 1, 5, 2, 39), 132), ((1,) * 77, 7), ((512,) * many(40, 0) + (3,), 512)],
+    ids=brief,
+)
+def test_a_product_with_few_features_finishes_as_a_layer_needs(cuda, counts, columns):
+    """Of integers, whose sums are exact; and of one feature more than that kernel takes."""
+    from fastperm.kernels.cuda import product_of_few
+
+    for few in range(1, product_of_few.MOST + 2):
+        layers_of_integers(counts, few, columns)
+
+
+def layers_of_integers(counts, few, columns):
+    """Hold products, with all that goes with them, to NumPy."""
+    from fastperm.kernels.cuda import pooling
+    from fastperm.kernels.cuda.product import NO_POOL, product
+
+    generator, rows, n_sets = np.random.default_rng(SEED), sum(counts), len(counts)
+    xp, sets = compiling.xp(), np.repeat(np.arange(n_sets, dtype=np.int32), counts)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+
+    def integers(*shape):
+        return generator.integers(-2, 3, shape).astype(np.float32)
+
+    x, W, c, b = integers(rows, few), integers(few, columns), integers(n_sets, columns), integers(columns)
+    weights, scales, masked_by = np.abs(integers(rows)), integers(rows), integers(rows, columns)
+    weights[offsets[:-1]] = 1  # the maximum of nothing is no number
+    W_turned = np.ascontiguousarray(W.T)
+    on = {name: xp.asarray(array) for name, array in locals().items() if isinstance(array, np.ndarray)}
+    for names, code in (
+        ((), NO_POOL),
+        (("b",), NO_POOL),
+        (("b", "relu"), NO_POOL),
+        (("relu",), pooling.MAX),
+        (("c", "sets", "relu"), NO_POOL),
+        (("c", "sets", "relu"), pooling.SUM),
+        (("c", "sets", "relu", "weights"), pooling.SUM),
+        (("c", "sets", "weights"), pooling.MAX),
+        (("c", "sets", "scales", "masked_by", "W_turned"), pooling.SUM),
+        (("c", "sets", "scales", "W_turned"), NO_POOL),
+    ):
+        # Without sets all rows are of one.
+        settings = {name: on[name] for name in names if name not in ("b", "relu", "W_turned")}
+        settings |= {"relu": "relu" in names, "B_along_k": "W_turned" in names, "code": code}
+        bounds = offsets if "sets" in names else np.array([0, rows])
+        wanted = x @ W
+        if "b" in names:
+            settings["c"], wanted = on["b"], wanted + b
+        if "c" in names:
+            wanted = wanted + (scales[:, None] if "scales" in names else 1) * c[sets]
+        if "relu" in names:
+            wanted = np.maximum(wanted, 0)
+        if "masked_by" in names:
+            wanted = np.where(masked_by > 0, wanted, 0)
+        out = xp.asarray(poisoned(wanted.shape, "float32"))
+        B = on["W_turned" if "W_turned" in names else "W"]
+        partials = product(on["x"], B, out, **settings, n_sets=len(bounds) - 1)
+        np.testing.assert_array_equal(on_host(out), wanted)
+        if code == NO_POOL:
+            assert partials is None
+            continue
+        w = (weights if "weights" in names else np.ones_like(weights))[:, None]
+        of_sets = xp.asarray(poisoned((len(bounds) - 1, columns), "float32"))
+        pool = "max" if code == pooling.MAX else "sum"
+        pooling.finish(partials, xp.asarray(bounds), pool, None, of_sets)
+        if code == pooling.MAX:
+            pooled = np.maximum.reduceat(np.where(w > 0, wanted, -np.inf), bounds[:-1])
+        else:
+            pooled = np.add.reduceat(w * wanted, bounds[:-1])
+        np.testing.assert_array_equal(on_host(of_sets), pooled)
+
+
 def leave_no_transposed_product_to_the_library(monkeypatch):
     from fastperm.kernels.cuda import product
 

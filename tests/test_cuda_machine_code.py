@@ -49,6 +49,9 @@ BUDGETS = {
     "product_128x128": (128, 17408, 0),
     "product_128x32": (152, 21504, 0),
     "product_128x64": (128, 12800, 0),
+    **{f"product_from_2_by_{own}": (64, 0, 0) for own in (1, 4)},
+    "product_from_8_by_1": (64, 0, 0),
+    "product_from_8_by_4": (96, 0, 0),  # 32 of them for weights
     "product_of_2": (64, 2048, 0),
     "product_of_8": (128, 8192, 0),
     "product_transposed_128x128": (128, 17408, 0),

@@ -12,9 +12,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastperm.kernels.cuda import product_on_cores, product_on_warpgroups
+from fastperm.kernels.cuda import product_of_few, product_on_cores, product_on_warpgroups
 from fastperm.kernels.cuda.layouts import Layout
-from fastperm.kernels.cuda.product import BY_LIBRARY, ON_CORES, ON_WARPGROUPS, suited, way_of
+from fastperm.kernels.cuda.product import BY_LIBRARY, BY_TILES, ON_CORES, ON_WARPGROUPS, suited, way_of
 from fastperm.kernels.cuda.resident import layout_for
 
 IN_WORDS = {"tf32": "TF32", "bfloat16": "bfloat16"}
@@ -54,6 +54,8 @@ def _product(inner, columns, precision):
         return (
             f"tiles of {rows} \N{MULTIPLICATION SIGN} {columns} by warpgroups on tensor cores, in {IN_WORDS[precision]}"
         )
+    if way == BY_TILES and inner <= product_of_few.MOST:
+        return f"a kernel for few columns{', in float32' if rounds else ''}"
     tile = product_on_cores.TILE if way == ON_CORES else suited(columns)[0]
     tiles = f"tiles of {tile.rows} \N{MULTIPLICATION SIGN} {tile.columns}"
     if way == ON_CORES:

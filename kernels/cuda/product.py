@@ -4,7 +4,7 @@
 
 `way_of` says what computes it: the register tiles below, those of tensor cores (``product_on_cores.py``; on Hopper,
 ``product_on_warpgroups.py``), or NVIDIA's library (``library.py``), after which a pass over memory does what the finish
-of a tile does (``product_finish.py``). xᵀ g of a few features has kernels of its own (``product_of_few.py``).
+of a tile does (``product_finish.py``). A few features have kernels of their own (``product_of_few.py``).
 
 A block computes a tile of out, in stages along k. Shared memory holds two of them: while the threads multiply one, the
 next is on its way from memory to their registers. Each thread holds 4 × 4 numbers of up to four parts of the tile
@@ -121,6 +121,8 @@ def product(
         B = product_on_cores.weights_for(precision, B, is_aligned=B_aligned)  # they begin anywhere among the parameters
         tiles, how = _tiles(product_on_cores.TILE, rows, columns), {"A_along_k": True, "B_along_k": B_along_k}
         product_on_cores.launch(tiles, precision, A, B, *rest, *shape, out, partials, **how)
+    elif inner <= product_of_few.MOST:
+        product_of_few.launch_finished(A, B, rest, B_along_k, out_aligned, out, partials)
     else:
         tile, kernels = suited(columns)
         tiles, alignment = _tiles(tile, rows, columns), (A_aligned, B_aligned, out_aligned)
