@@ -175,6 +175,11 @@ class Layout(NamedTuple):
         return max(self.groups // 2, 1)
 
     @property
+    def most_fetched(self):
+        """Numbers of h that a thread fetches at once for its tile on tensor cores: those of a strip."""
+        return 2 * self.across * (self.strip // self.steps)
+
+    @property
     def most_rows(self):
         """Numbers of g that a thread holds for its tile."""
         return self.down if self.tensor_cores else 4 * self.down
@@ -269,8 +274,8 @@ TENSOR_LAYOUTS = {
             Layout(16, 4, 8, 8, 2, 4, 128, precision),
             Layout(32, 4, 8, 8, 4, 8, 128, precision),
             # In bfloat16 a multiprocessor has room for two sets of 512 elements: while one waits, the other computes.
-            Layout(64, 4, 8, 8 if precision == "bfloat16" else 16, 8, 8, 128, precision),
-            Layout(128, 4, 8, 8, 8, 8, 64, precision, wide=True),
+            Layout(64, 4, 8, 8 if precision == "bfloat16" else 16, 4, 16, 128, precision),
+            Layout(128, 4, 8, 8, 4, 16, 64, precision, wide=True),
         )
     )
     for precision in TENSOR_CORES

@@ -191,7 +191,7 @@ def _make(layout, training):
     U, near, far = layout.columns_near
     thread_rows, rows_at_once = layout.rows, layout.rows_at_once
     sums_rows, sums_lead, group = layout.sums_rows, layout.sums_lead, layout.group
-    most_held, most_rows, most_kept = max(held, tile), layout.most_rows, 2 * layout.across
+    most_held, most_rows, most_fetched = max(held, tile), layout.most_rows, layout.most_fetched
     W, free, _, m, c, G, dm, dy, _, h = layout.places
 
     strips_here = strips_of(layout)
@@ -277,8 +277,7 @@ def _make(layout, training):
         tiles = cuda.local.array(tile, np.float32) if wide else sums
         of_W = cuda.local.array(most_parameters, np.float32) if wide else sums
         of_g = cuda.local.array(most_rows, np.float32)
-        of_h = cuda.local.array(most_kept, np.float32)
-        next_h = cuda.local.array(most_kept, np.float32)
+        of_h = cuda.local.array(most_fetched, np.float32)
         more_a = cuda.local.array(8, np.float32)
         more_x = cuda.local.array(8, np.float32)
         bits = cuda.local.array(words, np.int32)
@@ -493,7 +492,7 @@ def _make(layout, training):
                     else:
                         self_gradient(
                             shared, x, kept, first * K, kept_layer, layer == 0, K, stride, count, padded,
-                            thread // group, thread, tiles, of_g, of_h if rounds else a, next_h,
+                            thread // group, thread, tiles, of_g, of_h if rounds else a,
                         )  # fmt: skip
                     own_part = np.int64(own_block()) * n_parameters
                     put_gradients(

@@ -36,13 +36,12 @@ def _of_fragments(layout, strips):
 
     @device
     def self_gradient(
-        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h,
-        next_h,
+        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h
     ):  # fmt: skip
         for i in range(tile):
             tiles[i] = np.float32(0)
         strips_here = padded // strip_rows
-        add_to_tiles(shared, kept, kept_layer, h, stride, strips_here, own_group, thread, of_g, of_h, next_h, tiles)
+        add_to_tiles(shared, kept, kept_layer, h, stride, strips_here, own_group, thread, of_g, of_h, tiles)
         add_up_tiles(shared, own_group, thread, tiles)
 
     return self_gradient
@@ -98,8 +97,7 @@ def _of_stages(layout, strips):
 
     @device
     def self_gradient(
-        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h,
-        next_h,
+        shared, x, kept, x_start, kept_layer, is_first, K, stride, count, padded, own_group, thread, tiles, of_g, of_h
     ):  # fmt: skip
         """Leave h gᵀ, (width, width), in the room of the stages, as the sum of some heaps."""
         for i in range(tile):

@@ -259,7 +259,7 @@ def _strips_of_tensor_cores(layout):
     held_columns, lead, width = layout.held_columns, layout.lead, layout.width
     tile_lead, down, group, groups = layout.tile_lead, layout.down, layout.group, layout.groups
     features, tile_features, tile_columns = width // 16, layout.across // 2, down // 2  # fragments
-    tile_held, column_parts = 2 * tile_features, width // (8 * tile_columns)
+    step_held, column_parts = 4 * tile_features, width // (8 * tile_columns)
     cores, steps, pack = layout.tensor_cores, layout.steps, layout.pack
     multiply, rounded, number_rounded = cores.multiply, cores.rounded, cores.number_rounded
     step_lines, block_lines = steps // pack, 16 // pack  # of 16 features
@@ -452,31 +452,32 @@ def _strips_of_tensor_cores(layout):
                 break
 
     @device
-    def hold_step(kept, place, there, registers):
+    def hold_step(kept, place, there, first, registers):
         """Take a step of h, of the features of this thread's tile."""
         for f in range(tile_features):
-            f4 = 4 * f
+            f4 = first + 4 * f
             registers[f4], registers[f4 + 1], registers[f4 + 2], registers[f4 + 3] = load4_or_zeros(
                 kept, place + f * FRAGMENT, there
             )
 
     @device
-    def add_step(shared, g_place, stride, of_g, of_h, tiles):
+    def add_step(shared, g_place, stride, of_g, first, of_h, tiles):
         for j in range(0, 2 * tile_columns, 4):
             of_g[j], of_g[j + 2], of_g[j + 1], of_g[j + 3] = take_block(
                 shared, g_place + j // 4 * block_lines * stride, stride
             )
         for f in range(tile_features):
             for j in range(tile_columns):
-                r, h = 2 * j * tile_held + 2 * f, 4 * f
-                s = r + tile_held
+                n, h = j * tile_features + f, first + 4 * f
+                r = n // features * 2 * held_columns + n % features * 2
+                s = r + held_columns
                 tiles[r], tiles[s], tiles[r + 1], tiles[s + 1] = multiply(
                     *(of_h[h], of_h[h + 1], of_h[h + 2], of_h[h + 3], of_g[2 * j], of_g[2 * j + 1]),
                     *(tiles[r], tiles[s], tiles[r + 1], tiles[s + 1]),
                 )
 
     @device
-    def add_to_tiles(shared, kept, layer, g, stride, strips, own_group, thread, of_g, of_h, next_h, tiles):
+    def add_to_tiles(shared, kept, layer, g, stride, strips, own_group, thread, of_g, of_h, tiles):
         """Add h gᵀ of the strips of this group to its tile.
 
         Its numbers are in the places that a strip has for those of a fragment: these are registers in a row, for both.
@@ -485,17 +486,16 @@ def _strips_of_tensor_cores(layout):
         place = layer + in_group // column_parts * (tile_features * FRAGMENT) + lane * 4
         g_line = in_group % column_parts * (tile_columns // 2 * block_lines) + lane // 4
         g_place = g + g_line * stride + lane % 4 * 2
-        hold_step(kept, place + own_group * (strip_steps * step_size), own_group < strips, of_h)
+        for step in range(strip_steps):
+            at = place + (own_group * strip_steps + step) * step_size
+            hold_step(kept, at, own_group < strips, step * step_held, of_h)
         for strip in range(own_group, strips, groups):
-            at, own = place + strip * (strip_steps * step_size), g_place + strip * 32
-            for step in range(0, strip_steps, 2):
-                # One step is on its way while the other is multiplied.
-                hold_step(kept, at + (step + 1) * step_size, True, next_h)
-                add_step(shared, own + step * steps, stride, of_g, of_h, tiles)
-                following = step + 2 if step + 2 < strip_steps else groups * strip_steps
-                there = step + 2 < strip_steps or strip + groups < strips
-                hold_step(kept, at + following * step_size, there, of_h)
-                add_step(shared, own + (step + 1) * steps, stride, of_g, next_h, tiles)
+            following = place + (strip + groups) * (strip_steps * step_size)
+            # Each step of the next strip is on its way while the others of this one are multiplied.
+            for step in range(strip_steps):
+                own = g_place + strip * 32 + step * steps
+                add_step(shared, own, stride, of_g, step * step_held, of_h, tiles)
+                hold_step(kept, following + step * step_size, strip + groups < strips, step * step_held, of_h)
 
     @device
     def put_two(shared, at, first, second, adding):
@@ -514,9 +514,10 @@ def _strips_of_tensor_cores(layout):
         place = start + row * tile_lead + in_group % column_parts * (8 * tile_columns) + 2 * (lane % 4)
         for f in range(tile_features):
             for j in range(tile_columns):
-                r, at = 2 * j * tile_held + 2 * f, place + 16 * f * tile_lead + 8 * j
-                put_two(shared, at, tiles[r], tiles[r + tile_held], adding)
-                put_two(shared, at + 8 * tile_lead, tiles[r + 1], tiles[r + 1 + tile_held], adding)
+                n, at = j * tile_features + f, place + 16 * f * tile_lead + 8 * j
+                r = n // features * 2 * held_columns + n % features * 2
+                put_two(shared, at, tiles[r], tiles[r + held_columns], adding)
+                put_two(shared, at + 8 * tile_lead, tiles[r + 1], tiles[r + 1 + held_columns], adding)
 
     return Strips(
         *(_place_of_thread(layout, place_of_lane), first_feature, word, alone),
