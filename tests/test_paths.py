@@ -59,7 +59,7 @@ def test_cuda_names_the_tiles_of_the_widths(h100):
     ((name, sets, why),) = cuda.paths(np.array([0, 3, 5]), (2, 64, 16, 4), "max", "mean")
     assert (name, sets.tolist()) == ("fused tiles", [0, 1])
     assert why.startswith("only mean and sum are pooled on chip: ")
-    assert "2 to 64 columns: a kernel for few columns, 64 to 16 columns: tiles of 128" in why
+    assert "2 to 64 columns: a kernel for few features, 64 to 16 columns: tiles of 128" in why
     ((name, _, why),) = cuda.paths(np.array([0, 300, 500]), (2, 512, 512, 4), "mean", "mean")
     assert name == "fused tiles"
     assert why.startswith("a width of 512 is more than 128: ")
@@ -80,7 +80,7 @@ def test_cuda_says_what_is_rounded(precision, words, wide, most, h100, monkeypat
     assert why.endswith(f"as wide as 64, on tensor cores in {words}")
     ((name, _, why),) = cuda.paths(np.array([0, 300, 500]), (2, 130, 64, 4), "mean", "mean", precision=precision)
     assert name == "fused tiles"
-    assert ": layer by layer, all sets in one launch; 2 to 130 columns: a kernel for few columns, in float32, " in why
+    assert ": layer by layer, all sets in one launch; 2 to 130 columns: a kernel for few features, in float32, " in why
     assert why.endswith(f", 130 to 64 columns: NVIDIA's library, in {words}, 64 to 4 columns: tiles of 128 {TIMES} 32")
     widths = (2, 512, 64, 1024, 1024, 192, 4)
     for there in (True, False):

@@ -206,7 +206,10 @@ class Layout(NamedTuple):
 
     @property
     def work(self):
-        """Floats of shared memory for two stages of h, as far as weights do not lie there, or for sums of threads."""
+        """Floats of shared memory for two stages of h, as far as weights do not lie there, or for sums of threads.
+
+        On tensor cores there are no stages, and a narrow first layer has what they would take (`narrow_gradient_of`).
+        """
         sums = max(self.sums_rows * self.sums_lead + self.threads, self.width * self.lanes_lead)
         stages = max(2 * self.stage_size, self.heaps * self.width * self.tile_lead)
         return max(stages - self.lines * self.lead if self.wide else stages, sums)

@@ -11,7 +11,7 @@ from fastperm.kernels.cuda.vectors import load1_or_zero
 
 COLUMNS, SHARES = (2, 2) if SIMULATED else (32, 8)
 THREADS = COLUMNS * SHARES
-# Numbers that a thread fetches before it adds the first: half of the parts that there are at most, or all of them.
+# Numbers that a thread fetches before it adds the first: of sets on chip, its share of the parts, or half of it.
 AT_ONCE = 3 if SIMULATED else 17
 
 

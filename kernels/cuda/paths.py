@@ -55,7 +55,7 @@ def _product(inner, columns, precision):
             f"tiles of {rows} \N{MULTIPLICATION SIGN} {columns} by warpgroups on tensor cores, in {IN_WORDS[precision]}"
         )
     if way == BY_TILES and inner <= product_of_few.MOST:
-        return f"a kernel for few columns{', in float32' if rounds else ''}"
+        return f"a kernel for few features{', in float32' if rounds else ''}"
     tile = product_on_cores.TILE if way == ON_CORES else suited(columns)[0]
     tiles = f"tiles of {tile.rows} \N{MULTIPLICATION SIGN} {tile.columns}"
     if way == ON_CORES:

@@ -9,7 +9,7 @@ card. The loss is a sum over the sets, so nothing has to be known of other sets 
 On the way back the gradient g of a layer lies where h was. Where h was positive is remembered as one bit a number, by
 the thread that computed it and needs it again.
 
-    dW_self = h gᵀ     groups of threads share the elements, and each has a tile of dW_self; h comes in stages
+    dW_self = h gᵀ     groups of threads share the elements, and each has a tile of dW_self; h comes once more
     dx = (W_self g + dm) ⊙ 1[h > 0]     in place, as forward
 
 Every block adds up the gradients of its sets in a part of its own; `parts.add_parts` adds up the parts. How many
@@ -18,7 +18,8 @@ blocks there are depends on the sizes of the sets alone, and so do the bits of t
 A set that is too large for one block belongs to a cluster of them, each with strips of its own. All that crosses blocks
 is pooled vectors, forward and on the way back: each block adds up its own elements, reads what the others have added
 up, out of their shared memory, and goes on with the sum, which has the same bits in all of them. Parameter gradients
-are sums over the elements of a block, or, where they come from a pooled vector, those of the first block.
+are sums over the elements of a block, or, where they come from a pooled vector, those of the first block; of dW_pool,
+which is a matrix, each block has rows of its own.
 
 Widths are rounded up to a layout of ``layouts.py``. What the kernel is made of: ``strips.py`` has the products, and
 ``resident_*.py`` the sums, the masks, what is read of the parameters, and dW_self.
@@ -256,7 +257,7 @@ def _make(layout, training):
         is_aligned,  # whether the parameters begin where 128 bits may
         depth,  # D
         n_sets,  # S
-        stride,  # of lines in shared memory and in ``kept``
+        stride,  # of lines in shared memory; ``kept`` has room for as many numbers
         kept_size,
         signs_size,  # of a layer
         n_parameters,  # P

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastperm.kernels.arrays import on_host
-from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
+from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, load, xp
 from fastperm.kernels.cuda.graphs import Graph
 from fastperm.kernels.cuda.mapped import MappedNumber
 
@@ -106,12 +106,15 @@ class SingleStep:
         if self.waiting:  # an interruption came between: the GPU may not have read the last rate yet
             self.losses()
         self._rate.on_host[0] = rate
-        if self._graph is None:
-            self._graph = Graph(self._whole, self._lent)
-            self._work = self._lent = None
-        else:
-            self._graph.launch()
-        self.waiting = True
+        self.waiting = True  # before it is: an interruption may come at once
+        try:
+            if self._graph is None:
+                self._begin()
+            else:
+                self._graph.launch()
+        except MemoryError:
+            self.waiting = False
+            raise
 
     def losses(self):
         """Wait for the step, and return its loss in a list."""
@@ -119,6 +122,12 @@ class SingleStep:
             xp().cuda.get_current_stream().synchronize()
         self.waiting = False
         return [self._loss.on_host.item()]
+
+    def _begin(self):
+        if not SIMULATED:  # what comes behind Adam has to be there before it
+            load(_end_single_step.name)
+        self._graph = Graph(self._whole, self._lent)
+        self._work = self._lent = None
 
     def _whole(self):
         gradients = self._gradients
