@@ -1,7 +1,7 @@
 """Time training steps and predictions on a GPU, ours beside PyTorch and JAX, interleaved; part of `gpu`.
 
 Contenders live in processes of their own, as in `compare`, and take turns. All of them set a case up at the same time,
-within a share of the time that is left; who is not ready by then is left out of it and of the cases after it.
+within a share of the time that is left; who is not ready by then is left out of it, and, unless it was the first, of those after it.
 """
 
 import time
@@ -45,7 +45,7 @@ def measure(cases, names, seconds, out, *, frameworks=FRAMEWORKS_ON_GPU, rounds=
     """
     end, found = time.monotonic() + seconds, []
     with ExitStack() as stack:
-        workers, too_slow = {}, {}
+        workers, too_slow, tried = {}, {}, set()
         for number, case in enumerate(cases):
             # Those who have only begun have to import their framework first.
             begun = {name for name, worker in workers.items() if worker.precision == case.precision}
@@ -58,15 +58,20 @@ def measure(cases, names, seconds, out, *, frameworks=FRAMEWORKS_ON_GPU, rounds=
                 for worker in workers.values():
                     worker.close()
                 too_slow.clear()
+                tried.clear()
             for name in names:
                 # What went wrong on a GPU stays with the process.
                 if name not in too_slow and (name not in begun or workers[name].failed):
                     workers[name] = stack.enter_context(GpuWorker(name, case.precision))
             running = {name: worker for name, worker in workers.items() if name not in too_slow}
             ready, failures, described = _set_up(case, running, share * SET_UP_SHARE)
+            # At their first case they had to be imported, too: that says little of the next one.
             too_slow |= {
-                name: why for name, why in failures.items() if why.startswith(TOO_SLOW) and name != OURS_ON_GPU
+                name: why
+                for name, why in failures.items()
+                if why.startswith(TOO_SLOW) and name in tried and name != OURS_ON_GPU
             }
+            tried |= running.keys()
             failures = {**too_slow, **failures}
             tasks = {
                 task: _time(case, task, ready, failures, described, names, frameworks, share, rounds)
