@@ -1,7 +1,8 @@
 """Time training steps and predictions on a GPU, ours beside PyTorch and JAX, interleaved; part of `gpu`.
 
 Contenders live in processes of their own, as in `compare`, and take turns. All of them set a case up at the same time,
-within a share of the time that is left; who is not ready by then is left out of it, and, unless it was the first, of those after it.
+within a share of the time that is left; who is not ready by then is left out of it, and, unless it was the first, of
+those after it.
 """
 
 import time
