@@ -64,7 +64,7 @@ def test_cuda_names_the_tiles_of_the_widths(h100):
     assert name == "fused tiles"
     assert why.startswith("a width of 512 is more than 128: ")
     assert why.endswith(
-        "few columns, 512 to 512 columns: NVIDIA's library, 512 to 4 columns: tiles of 128 \N{MULTIPLICATION SIGN} 32"
+        "few features, 512 to 512 columns: NVIDIA's library, 512 to 4 columns: tiles of 128 \N{MULTIPLICATION SIGN} 32"
     )
     ((name, _, why),) = cuda.paths(np.array([0, 3, 5]), (2, 64, 4), "mean", "mean")
     assert "sets of 2.5 elements, on average, are fewer than 32" in why
