@@ -245,6 +245,11 @@ def main():
     options = parser.parse_args()
     if options.dry_run:
         os.environ["NUMBA_ENABLE_CUDASIM"], os.environ["JAX_PLATFORMS"] = "1", "cpu"
+    if options.without:
+        from contenders import FRAMEWORKS_ON_GPU
+
+        if unknown := set(options.without) - set(FRAMEWORKS_ON_GPU):
+            parser.error(f"--without expected any of {', '.join(FRAMEWORKS_ON_GPU)}, got {', '.join(sorted(unknown))}")
     if options.part:
         with simulated():
             MEASURED[options.part](options)

@@ -194,6 +194,7 @@ def _make(layout, training):
     sums_rows, sums_lead, group = layout.sums_rows, layout.sums_lead, layout.group
     most_held, most_rows, most_fetched = max(held, tile), layout.most_rows, layout.most_fetched
     W, free, _, m, c, G, dm, dy, _, h = layout.places
+    spare = layout.kept_layers(1)  # room for x, in ``kept``
 
     strips_here = strips_of(layout)
     place_of_thread = strips_here.place_of_thread
@@ -289,7 +290,7 @@ def _make(layout, training):
 
         block = np.int64(cuda.blockIdx.x)
         kept_start = block * kept_size
-        means = kept_start + (depth if rounds else depth - 1) * lines * stride
+        means = kept_start + (depth - 1 + spare) * lines * stride
         signs_start = block * depth * signs_size
 
         first_set, more, leads = block, np.int64(cuda.gridDim.x), True
