@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import numba
 import pytest
-from numba.core import analysis, inline_closurecall, ssa, types
+from numba.core import analysis, inline_closurecall, postproc, ssa, types
 from numba.core.compiler import run_frontend
 from numba.core.types.functions import BaseFunction
 
-from fastperm.kernels.cuda.analysis import inliner, live_map, resolver, rewriter
+from fastperm.kernels.cuda.analysis import inliner, live_map, postprocessor, resolver, rewriter
 
 
 def straight(a, b):
@@ -52,6 +52,13 @@ def never_returns(a):
         a = b + 1
 
 
+def generates(n):
+    total = 0
+    for i in range(n):
+        total += i
+        yield total
+
+
 FUNCTIONS = pytest.mark.parametrize("function", [straight, branches, loops, never_returns])
 
 
@@ -84,6 +91,32 @@ def test_variables_are_renamed_as_numba_renames_them(function, monkeypatch):
     assert list(found) == list(expected)
     assert bool(looked_at) == ("phi" in str(expected))
     assert function is not loops or min(looked_at) < len(expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"emit_dels": True}, {"emit_dels": True, "extend_lifetimes": True}])
+@pytest.mark.parametrize("function", [straight, branches, loops, never_returns, generates])
+def test_where_variables_live_is_worked_out_when_somebody_asks(function, settings, monkeypatch):
+    asked, numbas = [], analysis.compute_live_variables
+    monkeypatch.setattr(analysis, "compute_live_variables", lambda *given: (asked.append(given), numbas(*given))[1])
+
+    def processed(run):
+        code = run_frontend(function)
+        code.variable_lifetime = code.generator_info = "what another one left"
+        asked.clear()
+        run(postproc.PostProcessor(code), **settings)
+        return {
+            "blocks": {label: list(map(str, block.body)) for label, block in code.blocks.items()},
+            "live": code.variable_lifetime.livemap,
+            "states": code.generator_info and code.generator_info.state_vars,
+        }
+
+    numbas_run = postproc.PostProcessor.run
+    expected = processed(numbas_run)
+    assert asked
+    found = processed(postprocessor(numbas_run))
+    assert found == expected
+    assert list(found["blocks"]) == list(expected["blocks"])
+    assert bool(asked) == (bool(settings) or function is generates)
 
 
 def compiled(inline="never"):

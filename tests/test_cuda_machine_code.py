@@ -392,6 +392,7 @@ def test_a_kernel_can_be_compiled_by_the_compiler_of_its_own_architecture(name, 
 def test_our_analysis_of_a_kernel_leaves_its_code_as_it_is(monkeypatch):
     places = {
         "live_map": ("numba.cuda.core.analysis", "compute_live_map"),
+        "postprocessor": ("numba.cuda.core.postproc", "PostProcessor.run"),
         "rewriter": ("numba.cuda.core.ssa", "_run_block_rewrite"),
         "inliner": ("numba.cuda.core.inline_closurecall", "InlineWorker.inline_function"),
         "resolver": ("numba.core.types.functions", "BaseFunction.get_call_type"),
@@ -399,7 +400,7 @@ def test_our_analysis_of_a_kernel_leaves_its_code_as_it_is(monkeypatch):
     numbas = {ours: attrgetter(path)(pytest.importorskip(place)) for ours, (place, path) in places.items()}
 
     def code():
-        return without_counts(compiling.KERNELS["product_128x32"].compile(compiling.ARCHITECTURES[0]))
+        return without_counts(compiling.KERNELS["product_from_8_by_4"].compile(compiling.ARCHITECTURES[0]))
 
     ours = code()
     asked = {name: mock.Mock(side_effect=lambda original: original) for name in places}

@@ -34,7 +34,7 @@ import numba
 import numpy as np
 from numba.misc.appdirs import user_cache_dir
 
-from fastperm.kernels.cuda.analysis import inliner, live_map, resolver, rewriter
+from fastperm.kernels.cuda.analysis import inliner, live_map, postprocessor, resolver, rewriter
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
@@ -233,6 +233,7 @@ def quick_analysis():
     """Let Numba do our way meanwhile what ``analysis.py`` does, where it is known how Numba comes to it."""
     ours = {
         ("numba.cuda.core.analysis", "compute_live_map"): lambda _: live_map,
+        ("numba.cuda.core.postproc", "PostProcessor.run"): postprocessor,
         ("numba.cuda.core.ssa", "_run_block_rewrite"): rewriter,
         ("numba.cuda.core.inline_closurecall", "InlineWorker.inline_function"): inliner,
         ("numba.core.types.functions", "BaseFunction.get_call_type"): resolver,
