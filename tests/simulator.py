@@ -159,6 +159,8 @@ def threads_that_take_turns():
         patch.setattr(kernelapi, "threading", SimpleNamespace(current_thread=greenlet.getcurrent))
         patch.setattr(kernelapi, "FakeCUDAShared", Shared)
         patch.setattr(kernel, "BlockManager", Cluster)
+        # Around arrays it puts two objects, which only records of several fields need.
+        patch.setattr(kernel, "FakeWithinKernelCUDAArray", lambda array: array._ary)
         patch.setattr(kernel.FakeCUDAKernel, "__call__", call)
         patch.setattr(compiling, "SIMULATED_CLUSTERS", CLUSTERS)
         patch.setattr(vectors.cluster_size, "fn", lambda: greenlet.getcurrent().block.cluster.size)
