@@ -13,6 +13,9 @@ WHEEL_TESTS := test_backend.py test_gpu.py test_network.py \
     $(addprefix test_cli.py::test_,train_writes_a_run the_cpu_backend_end_to_end a_command_line_as_people_use_it) \
     $(addprefix test_cli.py::test_evaluate_,prints_what_train_printed shows_estimators_over_set_sizes)
 
+# Packages are installed without byte code (below): the first import leaves it, whatever the surroundings ask for.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help packages demo test host-test simulator-test check cuda-check gpu ptx-test wheel-test executors-test rivals-test bench bench-trial clean
 
 help:
