@@ -336,16 +336,16 @@ def _layers_on_cores(layers):
     """Show what the products of a layer take with their finish, by our tiles and by cuBLAS."""
     header = (
         *(f"products of a layer, {layers[0]['elements']:,} elements", "cuBLAS and a pass", "our tile", "ratio"),
-        "our tile of warps, where the other is one of warpgroups",
+        *("our tile of warps, where the other is one of warpgroups", "as it is done where activations are in pairs"),
     )
     lines = []
     for of in layers:
         for way, one in of["seconds"].items():
-            cublas, ours, warps = (
-                f"{_milliseconds(one[name])} ms" if name in one else "" for name in ("cublas", "ours", "warps")
+            cublas, ours, *others = (
+                f"{_milliseconds(one[name])} ms" if name in one else "" for name in ("cublas", "ours", "warps", "pairs")
             )
             ratio = f"{_significant(one['cublas'] / one['ours'])} {TIMES}"
-            lines.append([f"{of['width']:,} wide, {of['precision']}, {way}", cublas, ours, ratio, warps])
+            lines.append([f"{of['width']:,} wide, {of['precision']}, {way}", cublas, ours, ratio, *others])
     return _table(header, lines)
 
 

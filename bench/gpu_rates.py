@@ -20,7 +20,7 @@ LAYER_ROWS = 3  # of launches: there are many of them
 DRAWN_ROWS = 2048
 # Where the program is tried out.
 QUICK_PRODUCT, QUICK_SQUARE, QUICK_COPY_BYTES = (16, 4, 4), 64, 2**20
-QUICK_LAYER_WIDTHS, QUICK_ELEMENTS = (16,), 32
+QUICK_LAYER_WIDTHS, QUICK_ELEMENTS = (16, 40), 32
 
 
 def measure(*, quick=False):
@@ -80,6 +80,8 @@ def _layer_seconds(xp, elements, width, precision):
     """Return seconds of the products of a layer on tensor cores, as it needs them, by our tiles and by cuBLAS."""
     from fastperm.kernels.cuda import product as products
     from fastperm.kernels.cuda import product_on_warpgroups
+    from fastperm.kernels.cuda.library import round_to_bf16
+    from fastperm.kernels.cuda.pairs import Pairs
     from fastperm.kernels.cuda.pooling import SUM
 
     n_sets = max(elements // SET_SIZE, 1)
@@ -105,6 +107,10 @@ def _layer_seconds(xp, elements, width, precision):
         ):
             for way, function in ways.items():
                 seconds[way][name] = _least_seconds(function, xp, LAYER_ROWS)
+    if precision == "bfloat16" and products.way_of(width, width, precision) != products.ON_CORES:
+        x, g, y = (Pairs(matrix.shape, round_to_bf16(matrix)) for matrix in (x, g, y))  # which ways look up when called
+        for way, function in ways.items():
+            seconds[way]["pairs"] = _least_seconds(function, xp, LAYER_ROWS)
     return {"elements": elements, "width": width, "precision": precision, "seconds": seconds}
 
 

@@ -13,6 +13,8 @@ from fastperm.kernels import cuda
 from fastperm.kernels.arrays import on_host
 from fastperm.kernels.cuda import cluster_probe, compiling, product_on_warpgroups
 from fastperm.kernels.cuda.layouts import LAYOUTS, TENSOR_LAYOUTS
+from fastperm.kernels.cuda.library import in_float32
+from fastperm.kernels.cuda.pairs import Pairs
 from fastperm.kernels.cuda.resident import resident_forward, resident_step
 from fastperm.kernels.cuda.step_queue import SingleStep
 
@@ -22,6 +24,8 @@ COUNTS = (1, 150, 3, 2, 40)
 NETWORKS = ((3, 33), (8, 130), (33, 40), (130, 9, 130), (257, 260))
 # What the tiles of tensor cores take, layer by layer; and what warpgroups do, where there are any.
 ON_CORES, ON_WARPGROUPS = (36, 20), (192, 260)
+# What is kept in pairs of bfloat16 wherever it runs.
+IN_PAIRS = (1032, 1024)
 HOW = (("sum", "max"), ("max", "mean"), ("mean", None))  # layer by layer
 RESIDENT = ("mean", "sum")
 
@@ -60,6 +64,9 @@ def run():
         _train(ON_CORES, HOW[0], generator, precision=precision)
         if product_on_warpgroups.are_there():
             _train(ON_WARPGROUPS, HOW[0], generator, precision=precision)
+    for in_features in (2, 3):
+        _train(IN_PAIRS, RESIDENT, generator, in_features=in_features, precision="bfloat16")
+    in_float32(Pairs((3, 8), xp.ones(12, np.float32)))  # where warpgroups multiply, nobody asks for it
     _train(NETWORKS[0], RESIDENT, generator, symmetry="circle", orders=3, scale="rms")
     x, offsets = generator.uniform(0, 6, 9), np.array([0, 3, 4, 9])
     coefficients = generator.standard_normal((3, 10)).view(np.complex128)
@@ -110,11 +117,11 @@ def _clusters(layout, generator):
     assert np.isfinite(on_host(y)).all()
 
 
-def _train(widths, how, generator, **settings):
-    shape = {"in_features": 2, "width": widths, "depth": len(widths), "out_features": 3}
+def _train(widths, how, generator, in_features=2, **settings):
+    shape = {"in_features": in_features, "width": widths, "depth": len(widths), "out_features": 3}
     settings |= dict(zip(("aggregate", "pool"), how, strict=True))
     net = fastperm.DeepSet(**shape, **settings, backend="cuda", seed=0)
-    arrays = [generator.standard_normal((count, 2)) for count in COUNTS]
+    arrays = [generator.standard_normal((count, in_features)) for count in COUNTS]
     sets = fastperm.Sets.ragged(arrays, [generator.uniform(0.1, 1, count) for count in COUNTS])
     targets = np.ones(net.prediction_shape(sets))
     loss = fastperm.train_step(net, sets, targets, fastperm.Adam())

@@ -84,7 +84,9 @@ class DeepSet:
         bit, 10 bits of mantissa for "tf32" (a relative error of at most 2^-11, 5e-4) and 7 for "bfloat16" (2^-8, 4e-3);
         they are added up in float32. Everything else stays in float32: activations, pooled vectors, the head,
         parameters, Adam, layers narrower than 16 where a set does not fit on chip, and `forward`, `backward` and
-        `predict_stream`. Not part of a saved network.
+        `predict_stream`. But wide layers may be kept in bfloat16 (`explain` says where): after their sums were taken,
+        activations and their gradients are rounded as products round them, and so is, at the first layer, the gradient
+        that x is multiplied by. Not part of a saved network.
     seed : int, numpy.random.Generator or None, default=None
         Where the initial weights come from; None draws fresh ones.
 

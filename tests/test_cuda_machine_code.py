@@ -29,7 +29,7 @@ BUDGETS = {
     "angular_basis": (40, 0, 40),  # as of fourier_series
     "angular_basis_backward": (48, 0, 0),
     "angular_filter": (56, 0, 0),
-    **{f"arranged_{cores}": (24, 0, 0) for cores in ("tf32", "bf16")},
+    **{f"arranged_{cores}": (24, 0, 0) for cores in ("tf32", "bf16", "pairs_bf16")},
     "begin_single_step": (24, 0, 0),
     "begin_step": (24, 0, 0),
     "cluster_probe": (24, 0, 0),
@@ -44,6 +44,7 @@ BUDGETS = {
     "fourier_series": (57, 0, 40),  # the stack of cos and sin, for angles beyond 10⁵
     "harmonic_partials": (72, 0, 0),
     "harmonics_backward": (54, 0, 0),
+    "in_float32": (16, 0, 0),
     "mask": (16, 0, 0),
     "pool_partials": (88, 0, 0),  # of values that are on their way, instead of more threads
     "product_128x128": (128, 17408, 0),
@@ -54,6 +55,10 @@ BUDGETS = {
     "product_from_8_by_4": (96, 0, 0),  # 32 of them for weights
     "product_of_2": (64, 2048, 0),
     "product_of_8": (128, 8192, 0),
+    "product_pairs_from_2_by_4": (64, 0, 0),
+    "product_pairs_from_8_by_4": (96, 0, 0),
+    "product_pairs_of_2": (64, 4096, 0),
+    "product_pairs_of_8": (128, 16384, 0),
     "product_transposed_128x128": (128, 17408, 0),
     "product_transposed_128x32": (152, 21504, 0),
     "product_transposed_128x64": (128, 12800, 0),
@@ -61,7 +66,7 @@ BUDGETS = {
     "product_turned_128x32": (152, 21504, 0),
     "product_turned_128x64": (128, 12800, 0),
     **{f"product{how}_{cores}": (255, 0, 0) for how in ("", "_turned", "_transposed") for cores in ("tf32", "bf16")},
-    **{f"product_warpgroups_{cores}": (255, 0, 0) for cores in ("tf32", "bf16")},
+    **{f"product_warpgroups_{cores}": (255, 0, 0) for cores in ("tf32", "bf16", "pairs_bf16")},
     "random_functions_f4": (40, 0, 40),
     "random_functions_f8": (40, 0, 40),
     "random_samples_f4": (78, 0, 40),
@@ -103,6 +108,7 @@ BUDGETS = {
     "shift": (24, 0, 0),
     "squared_error": (40, 2048, 0),
     "unpool": (64, 0, 0),  # as finish_product
+    "unpool_pairs": (64, 0, 0),
 }
 
 # What the machine code of a product must contain: accesses of 128 bits everywhere, and so many fused multiply-adds
@@ -276,7 +282,9 @@ def test_products_of_warpgroups_go_on_while_threads_fetch(name, architecture, as
     assert len({sums for product in products for sums in product[:2]}) == 1  # nothing moves
     assert loop.count("WARPGROUP.DEPBAR.LE gsb0, 0x1") == sum(bool(last) for *_, last in products) == 2
     # Two stages, and what was fetched before the first.
-    assert len(re.findall(r"\bLDG\.E\.128", code.partition("gsb0, 0x0 ;")[0])) == 4 * (8 if bf16 else 4)
+    fetched = len(re.findall(r"\bLDG\.E\.128", code.partition("gsb0, 0x0 ;")[0]))
+    assert fetched == 4 * (8 if name.endswith("warpgroups_bf16") else 4)
+    assert bool(re.search(r"\bF2FP\.BF16", loop)) == name.endswith("warpgroups_bf16")  # pairs come as they are
     assert len(re.findall(r"\bUBLKCP\S*MULTICAST", code)) == len(re.findall(r"\bUBLKCP\.S\.G ", code)) == 4
     assert len(re.findall(r"\bSYNCS\S*TRYWAIT", code)) >= 2
     assert not re.search(r"\bMEMBAR\.ALL\.GPU", loop)
@@ -344,8 +352,9 @@ def test_numbers_are_rounded_in_pairs_with_wide_accesses(name, architecture, ass
 @everywhere("finish_product|unpool")
 def test_rows_are_fetched_together(name, architecture, assembled):
     _, code, _ = assembled(name, architecture)
-    # Eight rows of three arrays with no store between them.
-    assert max(len(re.findall(r"\bLDG\b", between)) for between in re.split(r"\bSTG\b", code)) >= 24
+    # Eight rows of three arrays, or of two, with no store between them.
+    least = 16 if name == "unpool_pairs" else 24
+    assert max(len(re.findall(r"\bLDG\b", between)) for between in re.split(r"\bSTG\b", code)) >= least
 
 
 @everywhere("finish$")

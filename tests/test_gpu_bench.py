@@ -45,10 +45,10 @@ def test_from_parts_to_a_table(tmp_path):
             assert contenders[OURS_ON_GPU]["ratio"]["median"] == 1
             assert case[task]["fastest_framework"]["name"] in contenders
     assert found["errors"][0]["errors"][OURS_ON_GPU]["prediction"] < 1e-6
-    assert {(layer["width"], layer["precision"]) for layer in found["rates"]["layers"]} == {
-        (16, "tf32"),
-        (16, "bfloat16"),
-    }
+    layers = {(layer["width"], layer["precision"]): layer["seconds"] for layer in found["rates"]["layers"]}
+    assert layers.keys() == {(16, "tf32"), (16, "bfloat16"), (40, "tf32"), (40, "bfloat16")}
+    for layer, seconds in layers.items():
+        assert all(("pairs" in of_way) == (layer == (40, "bfloat16")) for of_way in seconds.values())
     table = blocks.gpu({found["benchmark"]: found})
     assert "| 16 wide, bfloat16, dW | " in table
     assert table in ran.stdout

@@ -91,6 +91,19 @@ def test_cuda_says_what_is_rounded(precision, words, wide, most, h100, monkeypat
         assert f", 512 to 64 columns: {tiles}, 64 to 1024 columns: {tiles}, " in why
         library = of_warpgroups if there else f"NVIDIA's library, in {words}"
         assert f"1024 to 1024 columns: {library}, 1024 to 192 columns: {of_warpgroups if there else tiles}, " in why
+    monkeypatch.setattr(product_on_warpgroups, "are_there", lambda: True)
+    shapes = {(2, 512, 192, 4): True} | dict.fromkeys(
+        ((2, 512, 4), (2, 512, 1024, 64, 4), (2, 512, 196, 4), (9, 512, 512, 4)), False
+    )
+    ways = {("mean", "sum", 0): True} | dict.fromkeys(
+        (("mean", "sum", 3), ("max", "sum", 0), ("sum", "max", 0), ("mean", None, 0)), False
+    )
+    for widths, of_width in shapes.items():
+        for how, of_way in ways.items():
+            ((_, _, why),) = cuda.paths(np.array([0, 512]), widths, *how, precision=precision)
+            kept = of_width and of_way and precision == "bfloat16"
+            assert why.endswith("; activations are kept in bfloat16") == kept, (widths, how)
+    monkeypatch.setattr(product_on_warpgroups, "are_there", lambda: False)
     ((name, _, why),) = cuda.paths(np.array([0, 512]), (2, 128, 65, 4), "mean", "sum", precision=precision)
     assert name == "resident"
     assert why.startswith(wide)

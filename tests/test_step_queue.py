@@ -28,10 +28,15 @@ LIBRARY = {"width": (17, 19), "aggregate": "max"} if compiling.SIMULATED else {"
 ON_CORES = {"precision": "bfloat16"} | (
     {"width": (20, 16), "aggregate": "max"} if compiling.SIMULATED else {"width": (256, 300)}
 )
+# On a GPU, where warpgroups multiply these.
+IN_PAIRS = {"precision": "bfloat16", "width": (40, 48) if compiling.SIMULATED else (192, 200)}
 WAYS = pytest.mark.parametrize(
     "how",
-    [ON_CHIP, LAYER_BY_LAYER, CIRCLE, {"scale": "rms"}, LIBRARY, LIBRARY | {"precision": "bfloat16"}, ON_CORES],
-    ids=["on chip", "layer by layer", "circle", "scale", "library", "bfloat16", "cores"],
+    [
+        *(ON_CHIP, LAYER_BY_LAYER, CIRCLE, {"scale": "rms"}, LIBRARY, LIBRARY | {"precision": "bfloat16"}),
+        *(ON_CORES, IN_PAIRS),
+    ],
+    ids=["on chip", "layer by layer", "circle", "scale", "library", "bfloat16", "cores", "pairs"],
 )
 
 

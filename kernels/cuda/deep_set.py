@@ -3,7 +3,8 @@
 Sets that fit are computed on chip (``resident.py``). The others go layer by layer, as in the specification, with the
 fused products of ``equivariant.py``: the launch that writes h_{i+1} also adds it up for the next pooling, and on the
 way back the launch that writes the gradient of h_i has masked it and added it up. Angular layers always do, pooled by
-launches of their own (``angular.py``).
+launches of their own (``angular.py``). In bfloat16, what wide layers write is kept as their products round it
+(``pairs.py``).
 """
 
 from itertools import pairwise
@@ -18,6 +19,7 @@ from fastperm.kernels.cuda.equivariant import layer_forward, layer_inputs, layer
 from fastperm.kernels.cuda.layouts import Layout
 from fastperm.kernels.cuda.mean_squared_error import squared_error
 from fastperm.kernels.cuda.offsets import on_device
+from fastperm.kernels.cuda.pairs import Pairs, empty_like
 from fastperm.kernels.cuda.pooling import (
     CODES,
     SUM,
@@ -29,7 +31,7 @@ from fastperm.kernels.cuda.pooling import (
     sets_of_rows,
     unpool,
 )
-from fastperm.kernels.cuda.product import NO_POOL
+from fastperm.kernels.cuda.product import NO_POOL, may_be_in_pairs
 from fastperm.kernels.cuda.resident import layout_for, resident_forward, resident_step
 from fastperm.kernels.reference.deep_set import split_parameters
 
@@ -54,8 +56,9 @@ def deep_set_forward(
         return
     offsets = on_device(offsets)
     # Two places take turns to hold the activations.
-    places = xp().empty((2, len(x) * max(widths[1:-1])), np.float32)
-    hidden = [places[i % 2, : len(x) * K].reshape(len(x), K) for i, K in enumerate(widths[1:-1])]
+    in_pairs = may_be_in_pairs(widths, aggregate, pool, orders, precision)
+    places = xp().empty((2, len(x) * max(widths[1:-1]) // (1 + in_pairs)), np.float32)
+    hidden = [_activations((len(x), K), in_pairs, places[i % 2]) for i, K in enumerate(widths[1:-1])]
     sets = sets_of_rows(offsets, len(x))
     E, x = angular.split_angles(x, orders)
     layers, head = split_parameters(parameters, widths, orders)
@@ -86,7 +89,8 @@ def deep_set_step(
     layers, head = split_parameters(parameters, widths, orders)
     layer_gradients, (dW, db) = split_parameters(gradients, widths, orders)
     sets = sets_of_rows(offsets, len(x))
-    hidden = [xp().empty((len(x), K), np.float32) for K in widths[1:-1]]
+    in_pairs = may_be_in_pairs(widths, aggregate, pool, orders, precision)
+    hidden = [_activations((len(x), K), in_pairs) for K in widths[1:-1]]
     y, dy = xp().empty(targets.shape, np.float32), xp().empty(targets.shape, np.float32)
     E, x = angular.split_angles(x, orders)
     pooled = _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, precision)
@@ -99,7 +103,7 @@ def deep_set_step(
         g = mask(dp, last)
         partials = pool_partials(g, sets, n_sets, None, SUM)
     else:
-        g = xp().empty(last.shape, np.float32)
+        g = empty_like(last)
         scales = row_scales(offsets, weights, sets, pool)
         partials = unpool(dp, last, p, offsets, weights, scales, sets, pool, None, g, masked=True)
     G = None if orders else set_sums(partials, offsets, n_sets)
@@ -108,7 +112,7 @@ def deep_set_step(
     below = [x, *hidden[:-1]]
     for i in reversed(range(len(layers))):
         W_self, W_pool, _, *filters = layers[i]
-        dx = xp().empty(below[i].shape, np.float32) if i > 0 else None
+        dx = empty_like(below[i]) if i > 0 else None
         batch, matrices = (offsets, weights, scales, sets), (W_self, W_pool, *filters)
         if orders:
             angular.layer_backward(
@@ -123,6 +127,14 @@ def deep_set_step(
                 G = layer_inputs(*own, masked=True, precision=precision)
         g = dx
     return loss
+
+
+def _activations(shape, in_pairs, memory=None):
+    """Return a matrix for activations, in memory that is large enough, or in its own."""
+    if in_pairs:
+        return Pairs(shape, memory)
+    size = shape[0] * shape[1]
+    return (xp().empty(size, np.float32) if memory is None else memory[:size]).reshape(shape)
 
 
 def _forward(x, E, offsets, weights, layers, head, aggregate, pool, hidden, sets, y, precision):

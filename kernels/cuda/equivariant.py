@@ -71,7 +71,10 @@ def equivariant_backward(
 
 
 def layer_forward(x, m, sets, weights, W_self, W_pool, b, code, y, *, relu=True, precision="float32"):
-    """Write y (T, K_out), given m (S, K_in), and return the partial sums of its pooling by ``code``, if any."""
+    """Write y (T, K_out), given m (S, K_in), and return the partial sums of its pooling by ``code``, if any.
+
+    y may be `Pairs`, and so may x, and their gradients below, as `product` says.
+    """
     c = xp().empty((len(m), b.size), np.float32)
     product(m, W_pool, c, c=b)
     own = {"c": c, "sets": sets, "relu": relu, "weights": weights}

@@ -3,17 +3,23 @@
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, put, xp
+from fastperm.kernels.cuda.pairs import Pairs, numbers_of_pair
 from fastperm.kernels.cuda.pooling import THREADS
 from fastperm.kernels.cuda.product_finish import four
-from fastperm.kernels.cuda.vectors import aligned, round_bf16, store4
+from fastperm.kernels.cuda.vectors import aligned, round_bf16, store2, store4
 
 _ONE_AND_ZERO = np.array([1, 0], np.float32)
 ROUNDED = 8  # numbers that a thread rounds to bfloat16
 
 
 def matmul(A, B, out, precision, *, A_turned=False, B_turned=False, adds=False):
-    """Write A B, or Aᵀ B or A Bᵀ, by NVIDIA's library, in the precision that was asked for; or add it to ``out``."""
-    factors = map(round_to_bf16, (A, B)) if precision == "bfloat16" else (A, B)
+    """Write A B, or Aᵀ B or A Bᵀ, by NVIDIA's library, in the precision that was asked for; or add it to ``out``.
+
+    Factors in bfloat16 may be `Pairs`.
+    """
+    factors = [A, B]
+    if precision == "bfloat16":
+        factors = [factor.words if isinstance(factor, Pairs) else round_to_bf16(factor) for factor in factors]
     put(_gemm, *factors, A.shape, B.shape, out, precision, A_turned, B_turned, adds)
 
 
@@ -48,10 +54,11 @@ def _gemm(A, B, A_shape, B_shape, out, precision, A_turned, B_turned, adds):
         raise
 
 
-def round_to_bf16(matrix):
-    """Return a matrix in bfloat16, row by row, two numbers in what is called a float32."""
+def round_to_bf16(matrix, pairs=None):
+    """Return a matrix in bfloat16, row by row, two numbers in what is called a float32; or write it to ``pairs``."""
     threads = -(-matrix.size // ROUNDED)
-    pairs = xp().empty(threads * ROUNDED // 2, np.float32)
+    if pairs is None:
+        pairs = xp().empty(threads * ROUNDED // 2, np.float32)
     _round_to_bf16(-(-threads // THREADS), matrix, aligned(matrix, 4), matrix.size, pairs)
     return pairs
 
@@ -60,6 +67,25 @@ def numbers_of_bf16(pairs, shape):
     """Return what `round_to_bf16` has made of a matrix of a shape, in float32."""
     bits = pairs.view(np.uint16)[: shape[0] * shape[1]].astype(np.uint32) << 16
     return bits.view(np.float32).reshape(shape)
+
+
+def in_float32(pairs):
+    """Return what `Pairs` hold, (rows, columns) float32."""
+    numbers = xp().empty(pairs.shape, np.float32)
+    _in_float32(-(-numbers.size // (2 * THREADS)), pairs.words, numbers.size // 2, numbers)
+    return numbers
+
+
+@kernel("f4* i8 f4*", threads=THREADS)
+def _in_float32(
+    pairs,  # (size,)
+    size,
+    numbers,  # (2 size,)
+):
+    place = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    if place < size:
+        low, high = numbers_of_pair(pairs[place])
+        store2(numbers, 2 * place, low, high)
 
 
 @kernel("f4* i4 i8 f4*", threads=THREADS)

@@ -14,7 +14,15 @@ import numpy as np
 
 from fastperm.kernels.cuda import product_of_few, product_on_cores, product_on_warpgroups
 from fastperm.kernels.cuda.layouts import Layout
-from fastperm.kernels.cuda.product import BY_LIBRARY, BY_TILES, ON_CORES, ON_WARPGROUPS, suited, way_of
+from fastperm.kernels.cuda.product import (
+    BY_LIBRARY,
+    BY_TILES,
+    ON_CORES,
+    ON_WARPGROUPS,
+    may_be_in_pairs,
+    suited,
+    way_of,
+)
 from fastperm.kernels.cuda.resident import layout_for
 
 IN_WORDS = {"tf32": "TF32", "bfloat16": "bfloat16"}
@@ -42,6 +50,8 @@ def paths(
     products = {(inner, columns): _product(inner, columns, precision) for inner, columns in of_layers}
     products.setdefault(of_head, _product(*of_head, "float32"))
     rule = ", ".join(f"{inner} to {columns} columns: {product}" for (inner, columns), product in products.items())
+    if may_be_in_pairs(widths, aggregate, pool, orders, precision):
+        rule += "; activations are kept in bfloat16"
     return [("fused tiles", sets, f"{layout}: layer by layer, all sets in one launch; {rule}")]
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
 from fastperm.kernels.cuda.offsets import on_device
-from fastperm.kernels.cuda.vectors import load1, load1_int, load1_or_zero, store1
+from fastperm.kernels.cuda.pairs import Pairs, numbers_of_pair
+from fastperm.kernels.cuda.vectors import load1, load1_int, load1_or_zero, round_bf16, store1
 
 SUM, MAX, TIES = 0, 1, 2
 # What the first pass does; a mean is a sum that the second pass divides.
@@ -166,7 +167,19 @@ def unpool(
     *,
     masked=False,  # whether x is a ReLU whose gradient is wanted: zero where x is
 ):
-    """Write the gradient of a pooling for each row, and return its partial sums."""
+    """Write the gradient of a pooling for each row, and return its partial sums.
+
+    Of a sum or a mean that is masked, x and dx may be `Pairs`.
+    """
+    if isinstance(dx, Pairs):
+        assert masked
+        assert added is None
+        rows, columns = x.shape
+        partials, pairs = partial_sums(rows, len(p), columns), columns // 2
+        units = -(-rows // PARTIAL_ROWS) * pairs
+        shape = (scales is not None, rows, pairs)
+        _unpool_pairs(-(-units // THREADS), dp, x.words, scales, sets, *shape, dx.words, partials)
+        return partials
     if pool == "max":
         ties = xp().empty(p.shape, np.float32)
         finish(pool_partials(x, sets, len(p), weights, TIES, p), offsets, "sum", None, ties)
@@ -479,6 +492,79 @@ def _unpool(
                 total += value
     if s >= 0:
         store1(partials, (group + s) * columns + column, total)
+
+
+@kernel("f4* f4* f4* i4* i4 i8 i8 f4* f4*", threads=THREADS)
+def _unpool_pairs(
+    dp,  # (S, K)
+    x,  # (T, K / 2) pairs
+    scales,  # (T,), if scaled
+    sets,  # (T,)
+    scaled,
+    rows,  # T
+    across,  # K / 2
+    dx,  # (T, K / 2) pairs
+    partials,  # (G + S − 1, K): sums of dx, before it is rounded
+):
+    """Do what `_unpool` does with the mask alone."""
+    own_x = cuda.local.array(AT_ONCE, np.float32)
+    scale = cuda.local.array(AT_ONCE, np.float32)
+    unit = np.int64(cuda.blockIdx.x) * THREADS + cuda.threadIdx.x
+    group = unit // across
+    pair = unit - group * across
+    first = group * PARTIAL_ROWS
+    zero, one = np.float32(0), np.float32(1)
+    s, low, high, low_total, high_total = np.int32(-1), zero, zero, zero, zero
+    for row in range(first, min(first + PARTIAL_ROWS, rows), AT_ONCE):
+        # First all that comes from memory: a store lets no load go before it.
+        whole = rows - row >= AT_ONCE
+        place = row * across + pair
+        for i in range(AT_ONCE):
+            own_x[i] = load1_or_zero(x, place + i * across, whole)
+            scale[i] = one
+        if scaled:
+            for i in range(AT_ONCE):
+                scale[i] = load1_or_zero(scales, row + i, whole)
+        own = load1_int(sets, row)
+        together = whole and load1_int(sets, row + AT_ONCE - 1) == own
+        # At the end, and where there are several sets, one row after the other; what was fetched is near.
+        for r in range(row, row + 1 if together else min(row + AT_ONCE, rows)):
+            own = load1_int(sets, r)
+            if own != s:
+                if s >= 0:
+                    _put_two(partials, ((group + s) * across + pair) * 2, low_total, high_total)
+                s, low_total, high_total = own, zero, zero
+                of_set = (np.int64(s) * across + pair) * 2
+                low, high = load1(dp, of_set), load1(dp, of_set + 1)
+            if not together:
+                place = r * across + pair
+                own_scale = load1(scales, r) if scaled else one
+                low_value, high_value = _masked_by_pair(low * own_scale, high * own_scale, load1(x, place))
+                store1(dx, place, round_bf16(low_value, high_value))
+                low_total += low_value
+                high_total += high_value
+        if together:
+            for i in range(AT_ONCE):
+                low_value, high_value = _masked_by_pair(low * scale[i], high * scale[i], own_x[i])
+                store1(dx, place + i * across, round_bf16(low_value, high_value))
+                low_total += low_value
+                high_total += high_value
+    if s >= 0:
+        _put_two(partials, ((group + s) * across + pair) * 2, low_total, high_total)
+
+
+@device
+def _masked_by_pair(low, high, pair):
+    """Return two numbers, or zero where those of a pair are not positive."""
+    low_x, high_x = numbers_of_pair(pair)
+    zero = np.float32(0)
+    return low if low_x > zero else zero, high if high_x > zero else zero
+
+
+@device
+def _put_two(array, place, a, b):
+    store1(array, place, a)
+    store1(array, place + 1, b)
 
 
 @kernel("f4* f4* i8 f4*", threads=THREADS)

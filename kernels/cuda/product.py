@@ -17,13 +17,15 @@ The finish adds up every PARTIAL_ROWS rows of out for the next pooling or gradie
 shared memory (`pooling.pool_rows`), instead of reading all of out again.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from fastperm.kernels.cuda import product_of_few, product_on_cores, product_on_warpgroups
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
-from fastperm.kernels.cuda.library import matmul
+from fastperm.kernels.cuda.library import in_float32, matmul, round_to_bf16
+from fastperm.kernels.cuda.pairs import MULTIPLE, Pairs
 from fastperm.kernels.cuda.parts import add_parts
 from fastperm.kernels.cuda.pooling import partial_sums
 from fastperm.kernels.cuda.product_finish import FETCHED, NO_POOL, finish_product, flags_of, part_finisher
@@ -86,7 +88,7 @@ BY_LIBRARY, ON_WARPGROUPS, ON_CORES, BY_TILES = "library", "warpgroups", "cores"
 def product(
     A,  # (R, K)
     B,  # (K, N), or (N, K) if B_along_k
-    out,  # (R, N)
+    out,  # (R, N); if it is `Pairs`, so are masked_by and, of more than a few features, A
     *,
     B_along_k=False,
     c=None,  # (S, N), or (N,) for all rows
@@ -105,6 +107,9 @@ def product(
     partials = None if code == NO_POOL else partial_sums(rows, n_sets, columns)
     given = (c, sets, scales, masked_by, weights)
     flags = flags_of(*given, relu, code)
+    if isinstance(out, Pairs):
+        _product_in_pairs(A, B, out, B_along_k, given, flags, partials)
+        return partials
     A_aligned, B_aligned = aligned(A, inner), aligned(B, inner if B_along_k else columns)
     out_aligned = all(aligned(array, columns) for array in (out, c, masked_by))
     way = way_of(inner, columns, precision, is_aligned=A_aligned and out_aligned)
@@ -122,7 +127,7 @@ def product(
         tiles, how = _tiles(product_on_cores.TILE, rows, columns), {"A_along_k": True, "B_along_k": B_along_k}
         product_on_cores.launch(tiles, precision, A, B, *rest, *shape, out, partials, **how)
     elif inner <= product_of_few.MOST:
-        product_of_few.launch_finished(A, B, rest, B_along_k, out_aligned, out, partials)
+        product_of_few.launch_finished(A, B, rest, B_along_k, out_aligned, columns, out, partials)
     else:
         tile, kernels = suited(columns)
         tiles, alignment = _tiles(tile, rows, columns), (A_aligned, B_aligned, out_aligned)
@@ -130,24 +135,66 @@ def product(
     return partials
 
 
+def _product_in_pairs(A, B, out, B_along_k, given, flags, partials):
+    """Do what `product` does where activations are kept in bfloat16."""
+    c, sets, scales, masked_by, weights = given
+    (rows, inner), columns = A.shape, out.shape[1]
+    rest = (c, sets, scales, None if masked_by is None else masked_by.words, weights, *flags)
+    if inner <= product_of_few.MOST:
+        assert masked_by is None  # an element has no mask
+        product_of_few.launch_finished(A, B, rest, B_along_k, True, columns, out.words, partials, in_pairs=True)
+    elif way_of(inner, columns, "bfloat16") == ON_WARPGROUPS:
+        B = product_on_warpgroups.arranged("bfloat16", B, along_k=B_along_k, in_pairs=True)
+        shape = (rows, columns, inner)
+        product_on_warpgroups.launch("bfloat16", A.words, B, rest, *shape, out.words, partials, in_pairs=True)
+    else:
+        numbers = xp().empty(out.shape, np.float32)
+        matmul(A, B, numbers, "bfloat16", B_turned=B_along_k)
+        mask = None if masked_by is None else in_float32(masked_by)
+        finish_product((c, sets, scales, mask, weights), flags, numbers, partials)
+        round_to_bf16(numbers, out.words)
+
+
+def may_be_in_pairs(
+    widths,  # K_0, K_1, ..., K_D, K_fin
+    aggregate,  # "mean", "sum" or "max"
+    pool,  # "mean", "sum", "max" or None
+    orders,  # M of angular layers
+    precision,
+):
+    """Return whether h_1 … h_D and their gradients may be `Pairs`: maxima and tiles of our own need them in float32."""
+    hidden = widths[1:-1]
+    return (
+        precision == "bfloat16"
+        and not orders
+        and aggregate != "max"
+        and pool not in {"max", None}
+        and widths[0] <= product_of_few.MOST
+        and len(hidden) > 1
+        and all(width % MULTIPLE == 0 for width in hidden)
+        and all(way_of(*both, precision) in {ON_WARPGROUPS, BY_LIBRARY} for both in pairwise(hidden))
+    )
+
+
 def add_transposed_product(
     x,  # (R, M)
-    g,  # (R, N)
+    g,  # (R, N), which may be `Pairs`, as x then is, if it has more than a few features
     total,  # (M, N): gets xᵀ g added
     *,
     precision="float32",  # or what tensor cores may round the factors to: "tf32" or "bfloat16"
 ):
     inner, columns = g.shape
-    rows = x.shape[1]
-    alignment = (aligned(x, rows), aligned(g, columns))
+    rows, in_pairs = x.shape[1], isinstance(g, Pairs)
+    alignment = (True, True) if in_pairs else (aligned(x, rows), aligned(g, columns))
     way = way_of(rows, columns, precision, is_aligned=all(alignment), transposed=True)
-    if way == BY_LIBRARY:
+    if way == BY_LIBRARY or isinstance(x, Pairs):
+        assert precision == "bfloat16" or not in_pairs
         matmul(x, g, total, precision, A_turned=True, adds=True)
         return
     own_tile, kernels = suited(columns)
     few = way == BY_TILES and rows <= product_of_few.MOST
     if few:
-        tiles = product_of_few.tiles(columns)
+        tiles = product_of_few.tiles(columns, in_pairs=in_pairs)
     else:
         tiles = _tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
     parts = max(1, min((BLOCKS_OF_FEW if few else BLOCKS) // tiles, inner // LEAST_ROWS))
@@ -157,7 +204,7 @@ def add_transposed_product(
     nothing = (None,) * 5
     rest, shape = (*nothing, *flags_of(*nothing, False, NO_POOL)), (rows, columns, inner, inner_part)
     if few:
-        product_of_few.launch(parts, x, g, inner_part, out)
+        product_of_few.launch(parts, x, g.words if in_pairs else g, inner_part, out, in_pairs=in_pairs)
     elif way == ON_CORES:
         how = {"A_along_k": False, "B_along_k": False}
         product_on_cores.launch(tiles * parts, precision, x, g, *rest, *shape, out, None, **how)

@@ -7,8 +7,20 @@ NVIDIA's library has written the product.
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import cuda, device, kernel
+from fastperm.kernels.cuda.pairs import numbers_of_pair
 from fastperm.kernels.cuda.pooling import AT_ONCE, MAX, PARTIAL_ROWS, SUM, THREADS, pool_rows, pooled, pooled_nothing
-from fastperm.kernels.cuda.vectors import load1, load1_int, load1_or_zero, load4, relu, store1, store4
+from fastperm.kernels.cuda.vectors import (
+    load1,
+    load1_int,
+    load1_or_zero,
+    load2,
+    load4,
+    relu,
+    round_bf16,
+    store1,
+    store2,
+    store4,
+)
 
 NO_POOL = -1  # beside the codes of pooling.py
 FETCHED = 9  # numbers for four that are finished: their mask, their pooled term, and its scale
@@ -48,13 +60,13 @@ def four(matrix, place, left, is_aligned):
     )
 
 
-def part_finisher(part_rows, part_columns, stride, threads, *, at_once=1):
+def part_finisher(part_rows, part_columns, stride, threads, *, at_once=1, in_pairs=False):
     """Return functions for a part of a tile, whose rows lie in shared memory, so far apart.
 
     The first finishes and writes it, and the second adds up its columns for the next pooling, if that is wanted. All
     threads of a block call them, and wait for each other before, between and after. A thread finishes four numbers side
     by side, and waits for memory once for so many of these ``at_once``; it lends ``at_once`` registers for sets, and
-    FETCHED times as many for numbers.
+    FETCHED times as many for numbers. The mask and what is written may be ``in_pairs`` (``pairs.py``).
     """
     fours, groups, zero = part_columns // 4, part_rows // PARTIAL_ROWS, np.float32(0)
     units = part_rows * fours // threads  # of a thread: four numbers side by side
@@ -80,8 +92,11 @@ def part_finisher(part_rows, part_columns, stride, threads, *, at_once=1):
                     own_sets[i] = sets[row]
                 if left > 0 and scaled:
                     fetched[of_scales + i] = scales[row]
-                if masked:
-                    to = 4 * i
+                to = 4 * i
+                if in_pairs:
+                    if left > 0 and masked:
+                        fetched[to], fetched[to + 1] = load2(masked_by, ((before + row) * columns + column) >> 1)
+                elif masked:
                     fetched[to], fetched[to + 1], fetched[to + 2], fetched[to + 3] = four(
                         masked_by, (before + row) * columns + column, left, out_aligned
                     )
@@ -114,11 +129,17 @@ def part_finisher(part_rows, part_columns, stride, threads, *, at_once=1):
                         z2 = relu(z2)
                         z3 = relu(z3)
                     if masked:
-                        z0 = z0 if fetched[4 * i] > zero else zero
-                        z1 = z1 if fetched[4 * i + 1] > zero else zero
-                        z2 = z2 if fetched[4 * i + 2] > zero else zero
-                        z3 = z3 if fetched[4 * i + 3] > zero else zero
-                    if out_aligned:
+                        to = 4 * i
+                        if in_pairs:
+                            fetched[to + 2], fetched[to + 3] = numbers_of_pair(fetched[to + 1])
+                            fetched[to], fetched[to + 1] = numbers_of_pair(fetched[to])
+                        z0 = z0 if fetched[to] > zero else zero
+                        z1 = z1 if fetched[to + 1] > zero else zero
+                        z2 = z2 if fetched[to + 2] > zero else zero
+                        z3 = z3 if fetched[to + 3] > zero else zero
+                    if in_pairs:
+                        store2(out, place >> 1, round_bf16(z0, z1), round_bf16(z2, z3))
+                    elif out_aligned:
                         store4(out, place, z0, z1, z2, z3)
                     else:
                         out[place] = z0

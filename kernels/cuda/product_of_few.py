@@ -8,14 +8,26 @@ memory, and the warps of a block share its rows.
 For x W, with the finish of a layer, out is written once. A thread keeps four columns of W, or one where rows are not
 aligned, goes through PARTIAL_ROWS rows with them, and so has at hand what it adds up for the next pooling. It does some
 rows at once: first it fetches all that they need, as no load goes before a store.
+
+The larger matrix, g or out, may be in pairs of bfloat16 (``pairs.py``).
 """
 
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel
+from fastperm.kernels.cuda.pairs import numbers_of_pair
 from fastperm.kernels.cuda.pooling import MAX, PARTIAL_ROWS, SUM, pooled, pooled_nothing
 from fastperm.kernels.cuda.product_finish import NO_POOL
-from fastperm.kernels.cuda.vectors import load1_or_zero, load4_or_zeros, relu, rest_of, store1, store4
+from fastperm.kernels.cuda.vectors import (
+    load1_or_zero,
+    load4_or_zeros,
+    relu,
+    rest_of,
+    round_bf16,
+    store1,
+    store2,
+    store4,
+)
 
 COLUMNS, WARPS = (2, 2) if SIMULATED else (32, 8)
 THREADS = COLUMNS * WARPS
@@ -23,11 +35,11 @@ AT_ONCE = 2 if SIMULATED else 8  # rows that are on their way to a thread
 FINISH_THREADS = 4 if SIMULATED else 128
 
 
-def launch(parts, x, g, inner_part, out):
+def launch(parts, x, g, inner_part, out, *, in_pairs=False):
     """Write out (parts, M, N), each of so many rows of x (R, M) and g (R, N)."""
-    (rows, few), columns = x.shape, g.shape[1]
-    multiply = next(kernel for most, kernel in PRODUCTS.items() if few <= most)
-    multiply(parts * tiles(columns), x, g, rows, few, columns, inner_part, out)
+    (rows, few), columns = x.shape, out.shape[2]
+    multiply = next(kernels[in_pairs] for most, kernels in PRODUCTS.items() if few <= most)
+    multiply(parts * tiles(columns, in_pairs=in_pairs), x, g, rows, few, columns, inner_part, out)
 
 
 def launch_finished(
@@ -36,31 +48,38 @@ def launch_finished(
     rest,  # c, sets, scales, masked_by, weights, and `product_finish.flags_of` them
     B_along_k,
     is_aligned,  # out, and c and masked_by
+    columns,  # N
     out,  # (R, N)
     partials,  # (G + S − 1, N), or None
+    *,
+    in_pairs=False,
 ):
     """Write out and partials as `product.product` says."""
-    (rows, few), columns = A.shape, out.shape[1]
+    rows, few = A.shape
     own = 4 if is_aligned else 1
-    multiply = next(kernels[own] for most, kernels in FINISHED.items() if few <= most)
+    multiply = next(kernels[own, in_pairs] for most, kernels in FINISHED.items() if few <= most)
     units = -(-rows // PARTIAL_ROWS) * (columns // own)
     apart = (1, few) if B_along_k else (columns, 1)
     multiply(-(-units // FINISH_THREADS), A, B, *rest, few, columns, rows, *apart, out, partials)
 
 
-def tiles(columns):
+def tiles(columns, *, in_pairs=False):
     """Return how many blocks so many columns take."""
-    return -(-columns // COLUMNS)
+    return -(-columns // (COLUMNS * (1 + in_pairs)))
 
 
-def _make(most):
+def _make(most, in_pairs=False):
     """Return the kernel for so many features at most."""
-    shared_size = THREADS * most
+    each = 2 if in_pairs else 1  # columns of a thread
+    held, across_warp = each * most, each * COLUMNS
+    shared_size = THREADS * held
+    name = f"product_{'pairs_' if in_pairs else ''}of_{most}"
+    blocks = {2: 4}.get(most, 2) if in_pairs else 1  # twice the sums: without a limit, registers for a block less
 
-    @kernel("f4* f4* i8 i8 i8 i8 f4*", threads=THREADS, name=f"product_of_{most}")
+    @kernel("f4* f4* i8 i8 i8 i8 f4*", threads=THREADS, name=name, blocks=blocks)
     def multiply(
         x,  # (R, M)
-        g,  # (R, N)
+        g,  # (R, N), which may be in pairs
         rows,  # R
         few,  # M, at most ``most``
         columns,  # N
@@ -68,33 +87,39 @@ def _make(most):
         out,  # (parts, M, N)
     ):
         shared = cuda.shared.array(shared_size, np.float32)
-        sums = cuda.local.array(most, np.float32)
+        sums = cuda.local.array(held, np.float32)
         fetched = cuda.local.array(AT_ONCE, np.float32)
         thread, block = np.int64(cuda.threadIdx.x), np.int64(cuda.blockIdx.x)
-        across = (columns + COLUMNS - 1) // COLUMNS
+        across = (columns + across_warp - 1) // across_warp
         part, warp = block // across, thread // COLUMNS
-        column = block % across * COLUMNS + thread % COLUMNS
-        for k in range(most):
+        words, word = columns // each, block % across * COLUMNS + thread % COLUMNS
+        for k in range(held):
             sums[k] = np.float32(0)
         end = min((part + 1) * inner_part, rows)
         for first in range(part * inner_part + warp, end, AT_ONCE * WARPS):
             for i in range(AT_ONCE):
                 row = first + i * WARPS
-                fetched[i] = load1_or_zero(g, row * columns + column, row < end and column < columns)
+                fetched[i] = load1_or_zero(g, row * words + word, row < end and word < words)
             for i in range(AT_ONCE):
                 row = first + i * WARPS
+                low, high = fetched[i], np.float32(0)
+                if in_pairs:
+                    low, high = numbers_of_pair(fetched[i])
                 for k in range(most):
-                    sums[k] += load1_or_zero(x, row * few + k, row < end and k < few) * fetched[i]
-        for k in range(most):
+                    own_x = load1_or_zero(x, row * few + k, row < end and k < few)
+                    sums[each * k] += own_x * low
+                    if in_pairs:
+                        sums[each * k + 1] += own_x * high
+        for k in range(held):
             shared[k * THREADS + thread] = sums[k]
         cuda.syncthreads()
-        for i in range(thread, few * COLUMNS, THREADS):
+        for i in range(thread, each * few * COLUMNS, THREADS):
             k, own = i // COLUMNS, block % across * COLUMNS + i % COLUMNS
-            if own < columns:
+            if own < words:
                 total = np.float32(0)
                 for other in range(WARPS):
                     total += shared[k * THREADS + other * COLUMNS + i % COLUMNS]
-                out[(part * few + k) * columns + own] = total
+                out[(part * few + k // each) * columns + each * own + k % each] = total
 
     return multiply
 
@@ -120,19 +145,28 @@ def _accesses(own):
     return fetch, put
 
 
-def _make_finished(least, most, own, at_once, blocks):
+@device
+def _put_pairs(matrix, place, i, numbers):
+    """Write four numbers side by side as two pairs."""
+    n = 4 * i
+    store2(matrix, place >> 1, round_bf16(numbers[n], numbers[n + 1]), round_bf16(numbers[n + 2], numbers[n + 3]))
+
+
+def _make_finished(least, most, own, at_once, blocks, in_pairs=False):
     """Return the kernel of x W for so many features.
 
     Its threads own so many columns, and do so many rows at once; so many of its blocks fit on a multiprocessor.
     """
     held, fetched, numbers = own * most, at_once * most, own * at_once
     fetch, put = _accesses(own)
+    put_out = _put_pairs if in_pairs else put
     assert PARTIAL_ROWS % at_once == 0
+    assert own == 4 or not in_pairs
 
     @kernel(
         "f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 9 + "i8 i8 i8 f4* f4*",
         threads=FINISH_THREADS,
-        name=f"product_from_{most}_by_{own}",
+        name=f"product_{'pairs_' if in_pairs else ''}from_{most}_by_{own}",
         blocks=blocks,
     )
     def multiply(
@@ -155,7 +189,7 @@ def _make_finished(least, most, own, at_once, blocks):
         rows,  # R
         apart_k,  # from one step to the next in B
         apart,  # from one column to the next in B
-        out,  # (R, N)
+        out,  # (R, N), which may be in pairs
         partials,  # (G + S − 1, N)
     ):
         W = cuda.local.array(held, np.float32)
@@ -208,7 +242,7 @@ def _make_finished(least, most, own, at_once, blocks):
                         z[i] = z[i] if masks[i] > zero else zero
                 for i in range(at_once):
                     if i < left:
-                        put(out, place + i * columns, i, z)
+                        put_out(out, place + i * columns, i, z)
                 if code != NO_POOL:
                     for i in range(at_once):
                         if i < left:
@@ -234,11 +268,21 @@ def _make_finished(least, most, own, at_once, blocks):
     return multiply
 
 
-# By the most features that they take.
-PRODUCTS = {most: _make(most) for most in ((2, 3) if SIMULATED else (2, 8))}
+# By the most features that they take, and by whether the larger matrix is in pairs.
+PRODUCTS = {
+    most: {in_pairs: _make(most, in_pairs) for in_pairs in (False, True)} for most in ((2, 3) if SIMULATED else (2, 8))
+}
 MOST = max(PRODUCTS)
 # And by the columns that a thread owns: more of them, or of rows at once, would leave registers for too few threads.
 FINISHED = {
-    2: {4: _make_finished(1, 2, 4, 2, 8), 1: _make_finished(1, 2, 1, 4, 8)},
-    MOST: {4: _make_finished(3, MOST, 4, 2, 5), 1: _make_finished(3, MOST, 1, 2, 8)},
+    2: {
+        (4, False): _make_finished(1, 2, 4, 2, 8),
+        (4, True): _make_finished(1, 2, 4, 2, 8, in_pairs=True),
+        (1, False): _make_finished(1, 2, 1, 4, 8),
+    },
+    MOST: {
+        (4, False): _make_finished(3, MOST, 4, 2, 5),
+        (4, True): _make_finished(3, MOST, 4, 2, 5, in_pairs=True),
+        (1, False): _make_finished(3, MOST, 1, 2, 8),
+    },
 }

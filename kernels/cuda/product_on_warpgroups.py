@@ -6,7 +6,8 @@ which tensor cores take it (``warpgroups.py``), in a ring of stages. While a sta
 
 B is the layer's weights, which a launch before has rounded and put into that order (`arranged`), so that a stage is a
 piece of memory. Of 16 steps along k a thread has four that lie side by side, 128 bits: which step is which of a product
-matters to nobody, as long as it is the same in both factors.
+matters to nobody, as long as it is the same in both factors. Where A is kept in bfloat16 (``pairs.py``), its rows come
+as they are multiplied, and of 32 steps a thread has eight.
 """
 
 import functools
@@ -105,9 +106,10 @@ def _stage_adder(precision):
     return add_stage
 
 
-def _adder(precision):
+def _adder(precision, in_pairs):
     """Return a function that adds A B of a tile to the sums of a thread, where A lies along k and B is `arranged`."""
-    cores, steps = TENSOR_CORES[precision], STEPS[precision]
+    cores, each = TENSOR_CORES[precision], 2 if in_pairs else 1  # numbers of a word
+    steps = STEPS[precision] // each  # words along k of a stage
     rounded, pack, fours, products = cores.rounded, cores.pack, steps // 16, _products(precision)
     fetched, held, stage = 8 * fours, 4 * products, products * PRODUCT
     add_stage = _stage_adder(precision)
@@ -125,11 +127,14 @@ def _adder(precision):
     def round_rows(numbers, a):
         for i in range(fours):
             n = 8 * i
-            if pack == 1:  # two products of eight steps
+            if pack == 1 or in_pairs:  # two products, each of half of these words
                 for half in range(2):
                     j, m = n + 4 * half, n + 2 * half
-                    a[j], a[j + 1] = rounded(numbers[m]), rounded(numbers[m + 4])
-                    a[j + 2], a[j + 3] = rounded(numbers[m + 1]), rounded(numbers[m + 5])
+                    if in_pairs:
+                        a[j], a[j + 1], a[j + 2], a[j + 3] = numbers[m], numbers[m + 4], numbers[m + 1], numbers[m + 5]
+                    else:
+                        a[j], a[j + 1] = rounded(numbers[m]), rounded(numbers[m + 4])
+                        a[j + 2], a[j + 3] = rounded(numbers[m + 1]), rounded(numbers[m + 5])
             else:
                 j = 4 * i
                 a[j], a[j + 1] = rounded(numbers[n], numbers[n + 1]), rounded(numbers[n + 4], numbers[n + 5])
@@ -157,6 +162,7 @@ def _adder(precision):
         a = cuda.local.array(held, np.float32)
         next_a = cuda.local.array(held, np.float32)
 
+        inner //= each
         row, step = first_row + thread // WARP * 16 + thread % WARP // 4, thread % 4 * 4
         first = row * inner + step
         second = first + 8 * inner
@@ -208,21 +214,21 @@ def _adder(precision):
     return add_products
 
 
-def _make(precision):
+def _make(precision, in_pairs=False):
     """Return the kernel."""
-    add_products = _adder(precision)
-    finish_part, pool_part = part_finisher(ROWS, COLUMNS, OUT_STRIDE, BLOCK, at_once=AT_ONCE)
+    add_products = _adder(precision, in_pairs)
+    finish_part, pool_part = part_finisher(ROWS, COLUMNS, OUT_STRIDE, BLOCK, at_once=AT_ONCE, in_pairs=in_pairs)
 
     @kernel(
         "f4* f4* f4* i4* f4* f4* f4* " + "i4 " * 7 + "i8 i8 i8 f4* f4*",
         threads=BLOCK,
-        name=f"product_warpgroups_{TENSOR_CORES[precision].name}",
+        name=f"product_warpgroups_{'pairs_' if in_pairs else ''}{TENSOR_CORES[precision].name}",
         dynamic=True,
         clustered=True,
         only=HOPPER,
     )
     def multiply(
-        A,  # (R, K)
+        A,  # (R, K), which may be in pairs; then so are masked_by and out
         B,  # `arranged`
         c,  # (S, N), if with_c
         sets,  # (R,), if with_sets
@@ -281,10 +287,10 @@ def _make(precision):
     return multiply
 
 
-def _arranger(precision):
+def _arranger(precision, in_pairs=False):
     """Return the kernel of `arranged`."""
     rounded, pack = TENSOR_CORES[precision].rounded, TENSOR_CORES[precision].pack
-    name = f"arranged_{TENSOR_CORES[precision].name}"
+    name = f"arranged_{'pairs_' if in_pairs else ''}{TENSOR_CORES[precision].name}"
 
     @kernel("f4* i8 i8 i8 i8 i8 f4*", threads=THREADS, name=name, only=HOPPER)
     def arrange(
@@ -302,6 +308,8 @@ def _arranger(precision):
         half, product = word % 64 // 32, product % products
         if pack == 1:
             k = product // 2 * 16 + word % 4 * 4 + product % 2 * 2 + half
+        elif in_pairs:
+            k = product // 2 * 32 + word % 4 * 8 + product % 2 * 4 + half * 2
         else:
             k = product * 16 + word % 4 * 4 + half * 2
         place = k * k_stride + column * column_stride
@@ -314,11 +322,13 @@ def _arranger(precision):
     return arrange
 
 
-KERNELS_OF = {precision: _make(precision) for precision in TENSOR_CORES}
-ARRANGERS = {precision: _arranger(precision) for precision in TENSOR_CORES}
+# By precision, and whether rows are in pairs.
+WAYS = (*((precision, False) for precision in TENSOR_CORES), ("bfloat16", True))
+KERNELS_OF = {way: _make(*way) for way in WAYS}
+ARRANGERS = {way: _arranger(*way) for way in WAYS}
 
 
-def arranged(precision, B, *, along_k=False):
+def arranged(precision, B, *, along_k=False, in_pairs=False):
     """Return weights (K, N), or (N, K) if they lie along k, as a kernel takes them: stages of tiles of columns."""
     inner, columns = B.shape[::-1] if along_k else B.shape
     steps = 2 * STEPS[precision]
@@ -326,13 +336,13 @@ def arranged(precision, B, *, along_k=False):
     size = -(-columns // COLUMNS) * products * PRODUCT
     out = xp().empty(size, np.float32)
     strides = (1, inner) if along_k else (columns, 1)
-    ARRANGERS[precision](size // THREADS, B, *strides, inner, columns, products, out)
+    ARRANGERS[precision, in_pairs](size // THREADS, B, *strides, inner, columns, products, out)
     return out
 
 
-def launch(precision, A, weights, rest, rows, columns, inner, out, partials):
-    """Launch A B for `arranged` weights."""
+def launch(precision, A, weights, rest, rows, columns, inner, out, partials, *, in_pairs=False):
+    """Launch A B for `arranged` weights, arranged for what is in pairs if it is."""
     team = TEAM if -(-rows // ROWS) > 1 and clusters_run(TEAM, SHARED_BYTES) else 1
     blocks = -(-rows // (ROWS * team)) * team * -(-columns // COLUMNS)
-    kernel = KERNELS_OF[precision]
+    kernel = KERNELS_OF[precision, in_pairs]
     kernel(blocks, A, weights, *rest, rows, columns, inner, out, partials, shared=SHARED_BYTES, cluster=team)
