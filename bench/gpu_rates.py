@@ -20,7 +20,7 @@ LAYER_ROWS = 3  # of launches: there are many of them
 DRAWN_ROWS = 2048
 # Where the program is tried out.
 QUICK_PRODUCT, QUICK_SQUARE, QUICK_COPY_BYTES = (16, 4, 4), 64, 2**20
-QUICK_LAYER_WIDTHS, QUICK_ELEMENTS = (16, 40), 32
+QUICK_LAYER_WIDTHS, QUICK_ELEMENTS = (16, 40), 8
 
 
 def measure(*, quick=False):
