@@ -13,7 +13,7 @@ import numpy as np
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
 from fastperm.kernels.cuda.offsets import on_device
 from fastperm.kernels.cuda.pairs import Pairs, numbers_of_pair
-from fastperm.kernels.cuda.vectors import load1, load1_int, load1_or_zero, round_bf16, store1
+from fastperm.kernels.cuda.vectors import load1, load1_int, load1_or_zero, load2, round_bf16, store1, store2
 
 SUM, MAX, TIES = 0, 1, 2
 # What the first pass does; a mean is a sum that the second pass divides.
@@ -532,10 +532,10 @@ def _unpool_pairs(
             own = load1_int(sets, r)
             if own != s:
                 if s >= 0:
-                    _put_two(partials, ((group + s) * across + pair) * 2, low_total, high_total)
+                    store2(partials, ((group + s) * across + pair) * 2, low_total, high_total)
                 s, low_total, high_total = own, zero, zero
                 of_set = (np.int64(s) * across + pair) * 2
-                low, high = load1(dp, of_set), load1(dp, of_set + 1)
+                low, high = load2(dp, of_set)
             if not together:
                 place = r * across + pair
                 own_scale = load1(scales, r) if scaled else one
@@ -550,7 +550,7 @@ def _unpool_pairs(
                 low_total += low_value
                 high_total += high_value
     if s >= 0:
-        _put_two(partials, ((group + s) * across + pair) * 2, low_total, high_total)
+        store2(partials, ((group + s) * across + pair) * 2, low_total, high_total)
 
 
 @device
@@ -559,12 +559,6 @@ def _masked_by_pair(low, high, pair):
     low_x, high_x = numbers_of_pair(pair)
     zero = np.float32(0)
     return low if low_x > zero else zero, high if high_x > zero else zero
-
-
-@device
-def _put_two(array, place, a, b):
-    store1(array, place, a)
-    store1(array, place + 1, b)
 
 
 @kernel("f4* f4* i8 f4*", threads=THREADS)
