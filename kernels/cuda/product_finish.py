@@ -245,7 +245,9 @@ def _finish_product(
             elif code == MAX:
                 for i in range(AT_ONCE):
                     total = pooled(total, z[i], weight[i], MAX)
-        else:  # the end, or several sets; what was fetched is near
+        else:
+            # The end, or several sets; what was fetched is near. To change sets in one place for both takes ten more
+            # registers, and with them a block less on a multiprocessor.
             for r in range(row, min(row + AT_ONCE, rows)):
                 own = load1_int(sets, r) if with_sets else np.int32(0)
                 if own != s:
