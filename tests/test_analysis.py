@@ -1,14 +1,16 @@
 """Against Numba's own analysis of functions for the CPU, which numba-cuda has a copy of."""
 
+import operator
 from types import SimpleNamespace
 
 import numba
 import pytest
-from numba.core import analysis, inline_closurecall, postproc, ssa, types
+from numba.core import analysis, inline_closurecall, ir, postproc, ssa, types
 from numba.core.compiler import run_frontend
 from numba.core.types.functions import BaseFunction
 
-from fastperm.kernels.cuda.analysis import inliner, live_map, postprocessor, resolver, rewriter
+from fastperm.kernels.cuda import analysis as module
+from fastperm.kernels.cuda.analysis import inliner, lister, live_map, postprocessor, resolver, rewriter
 
 
 def straight(a, b):
@@ -151,23 +153,35 @@ def test_functions_become_part_of_others_without_copies(monkeypatch):
     assert inline_closurecall.copy is deepcopy
 
 
-def test_what_operators_make_of_numbers_is_asked_once(monkeypatch):
+def test_what_functions_make_of_types_is_asked_once(monkeypatch):
     asked, numbas = [], BaseFunction.get_call_type
 
     def counted(function, context, arguments, settings):
-        asked.append((function, arguments))
+        assert not settings
+        asked.append((function, tuple(arguments)))
         return numbas(function, context, arguments, settings)
-
-    def of_numbers():
-        return [(function, own) for function, own in asked if all(isinstance(one, types.Number) for one in own)]
 
     monkeypatch.setattr(BaseFunction, "get_call_type", counted)
     expected = compiled()(5, 7)
-    assert len(of_numbers()) > len(set(of_numbers()))
-    asked.clear()
+    assert len(asked) > len(set(asked))
+    monkeypatch.setattr(module, "_resolved", {})
     monkeypatch.setattr(BaseFunction, "get_call_type", resolver(counted))
+    asked.clear()
     assert compiled()(5, 7) == expected
-    assert len(of_numbers()) == len(set(of_numbers())) > 0
+    assert len(asked) == len(set(asked)) > 0
+    monkeypatch.setattr(BaseFunction, "get_call_type", resolver(counted))  # as for the next kernel
+    asked.clear()
+    assert compiled()(5, 7) == expected
+    assert not asked
+
+
+def test_a_function_that_is_given_names_of_arguments_is_asked_each_time(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "_resolved", {})
+    resolved = resolver(lambda *given: asked.append(given))
+    for settings in ({}, {"dtype": types.int64}, {}, {"dtype": types.float32}):
+        resolved("function", "context", [types.int64], settings)
+    assert [given[3] for given in asked] == [{}, {"dtype": types.int64}, {"dtype": types.float32}]
 
 
 def test_an_operator_that_numbers_do_not_have_is_refused_as_numba_refuses_it(monkeypatch):
@@ -175,3 +189,32 @@ def test_an_operator_that_numbers_do_not_have_is_refused_as_numba_refuses_it(mon
     for _ in range(2):
         with pytest.raises(numba.TypingError, match="matmul"):
             numba.njit("float64(float64)")(lambda a: a @ a)
+
+
+@pytest.mark.parametrize("function", [straight, branches, loops, never_returns, generates])
+def test_the_variables_of_statements_are_listed_as_numba_lists_them(function, monkeypatch):
+    statements = [one for block in run_frontend(function).blocks.values() for one in block.body]
+
+    def listed():
+        return [[(id(var), var.name) for var in one.list_vars()] for one in statements]
+
+    expected = listed()
+    assert sum(map(len, expected)) > 5
+    monkeypatch.setattr(ir.Inst, "_rec_list_vars", lister(ir.Inst._rec_list_vars))
+    assert listed() == expected
+
+
+def test_variables_are_found_in_all_that_statements_hold():
+    names = iter("abcdefgh")
+
+    def variable():
+        return ir.Var(None, next(names), ir.unknown_loc)
+
+    class Pairs(dict):
+        pass
+
+    inner = ir.Expr.binop(operator.add, variable(), variable(), ir.unknown_loc)
+    held = [variable(), (inner, 7, "text", None), Pairs(x=[variable()], y={}), {1: variable()}, (), {variable()}]
+    found = lister(ir.Inst._rec_list_vars)(None, held)
+    assert sorted(var.name for var in found) == list("abcde")  # sets are not looked into
+    assert found == ir.Inst._rec_list_vars(inner, held)

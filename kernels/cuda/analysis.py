@@ -3,18 +3,17 @@
 After each change of a function, Numba works out anew which of its thousands of variables are live where, mostly for
 nobody, and moves sets of their names from block to block, hundreds of times each. It renames variables that are
 assigned more than once one by one, each in a copy of all blocks. It copies twice what it has just made of a function
-that becomes part of another. And it works out anew for each of a thousand sums of two numbers what a sum of these types
-is.
+that becomes part of another. It works out anew for each of a thousand sums of two numbers what a sum of these types is.
+And which variables a statement has it asks of everything that the statement holds, kind by kind.
 """
 
 import functools
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
-from numba import types
-
-# What an operator makes of these depends on their types alone.
-_NUMBERS = (types.Number, types.Boolean)
+# What functions were found to make of the types that they are given, and beside it what has the ids in its key.
+_resolved: dict = {}
 
 
 def live_map(cfg, blocks, used, defined):
@@ -129,17 +128,59 @@ def inliner(inline):
 def resolver(resolve):
     """Return what does the same as `get_call_type` of Numba's ``BaseFunction``, which is ``resolve``.
 
-    Which version of an operator takes which numbers is worked out once.
+    What a function makes of some types, and which version of it, is worked out once for all kernels.
     """
-    known = {}
 
     @functools.wraps(resolve)
     def resolved(function, context, arguments, settings):
-        if settings or not all(isinstance(argument, _NUMBERS) for argument in arguments):
+        if settings:
             return resolve(function, context, arguments, settings)
         key = id(function), id(context), tuple(arguments)
-        if key not in known:  # beside what has these ids
-            known[key] = resolve(function, context, arguments, settings), function, context
-        return known[key][0]
+        if key not in _resolved:
+            _resolved[key] = resolve(function, context, arguments, settings), function, context
+        return _resolved[key][0]
 
     return resolved
+
+
+def lister(list_all):
+    """Return what does the same as `_rec_list_vars` of Numba's ``Inst``, which is ``list_all``.
+
+    Of what kind the objects of a type are is looked up once.
+    """
+    ir = sys.modules[list_all.__module__]
+    # numba-cuda has, beside its own, Numba's.
+    variables, instructions = getattr(ir, "var_types", ir.Var), getattr(ir, "inst_types", ir.Inst)
+    walks: dict[type, Callable] = {}
+
+    def nothing(value, found):
+        pass
+
+    def variable(value, found):
+        found.append(value)
+
+    def instruction(value, found):
+        found += value.list_vars()
+
+    def sequence(values, found):
+        for value in values:
+            walk(value, found)
+
+    def mapping(values, found):
+        sequence(values.values(), found)
+
+    kinds = {variables: variable, instructions: instruction, (list, tuple): sequence, dict: mapping, object: nothing}
+
+    def walk(value, found):
+        own = type(value)
+        if own not in walks:
+            walks[own] = next(walk for kind, walk in kinds.items() if issubclass(own, kind))
+        walks[own](value, found)
+
+    @functools.wraps(list_all)
+    def listed(_, value):
+        found: list = []
+        walk(value, found)
+        return found
+
+    return listed

@@ -34,7 +34,7 @@ import numba
 import numpy as np
 from numba.misc.appdirs import user_cache_dir
 
-from fastperm.kernels.cuda.analysis import inliner, live_map, postprocessor, resolver, rewriter
+from fastperm.kernels.cuda.analysis import inliner, lister, live_map, postprocessor, resolver, rewriter
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
@@ -236,6 +236,7 @@ def quick_analysis():
         ("numba.cuda.core.postproc", "PostProcessor.run"): postprocessor,
         ("numba.cuda.core.ssa", "_run_block_rewrite"): rewriter,
         ("numba.cuda.core.inline_closurecall", "InlineWorker.inline_function"): inliner,
+        ("numba.cuda.core.ir", "Inst._rec_list_vars"): lister,
         ("numba.core.types.functions", "BaseFunction.get_call_type"): resolver,
     }
     with _analysis, contextlib.ExitStack() as stack:  # another thread would put ours back as Numba's
