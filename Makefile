@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 TRIAL := runs/bench
 TESTED := check test cuda-check executors rivals
-AS_PTX := exactly or (finishes and 196-260) or (integers_and_rounded and 200-264) or (mean-sum and ((test_resident and (333 or 2500 or 400)) or (share_a_set and (4-1 or 1-8))))
+# As many tests at a time as there are processors.
+SIDE_BY_SIDE := --numprocesses auto
+AS_PTX := exactly or (finishes and (20-132 or 196-260)) or (integers_and_rounded and 200-264) or (mean-sum and ((test_resident and (333 or 2500 or 400)) or (share_a_set and (4-1 or 1-8))))
 COMMA := ,
 SPACE := $(subst ,, )
 WHEEL_TESTS := test_backend.py test_gpu.py test_network.py \
@@ -60,7 +62,7 @@ host-test: $(VENV)/.made-test
 	$(BIN)/python -m pytest
 
 simulator-test: $(VENV)/.made-test
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -m cuda \
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m cuda \
 	    tests/test_cuda_kernels.py tests/test_cuda_arrays.py tests/test_step_queue.py tests/test_simulator.py
 
 check: $(VENV)/.made-check
@@ -71,11 +73,11 @@ check: $(VENV)/.made-check
 # The first leaves PTX where others find it; then some of it runs, without a GPU.
 cuda-check: $(VENV)/.made-cuda-check
 	$(BIN)/python -m pytest -m machine_code tests/test_cuda_machine_code.py
-	FASTPERM_NUMPY_GPU=1 $(BIN)/python -m pytest -m cuda -k "$(AS_PTX)" tests/test_cuda_kernels.py
+	FASTPERM_NUMPY_GPU=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m cuda -k "$(AS_PTX)" tests/test_cuda_kernels.py
 
 # All of it, with the layouts of a GPU, and strict: about fifteen minutes.
 ptx-test: $(VENV)/.made-cuda-check
-	FASTPERM_NUMPY_GPU=1 $(BIN)/python -m pytest -m cuda \
+	FASTPERM_NUMPY_GPU=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m cuda \
 	    tests/test_cuda_kernels.py tests/test_cuda_arrays.py tests/test_step_queue.py
 
 gpu: $(VENV)/.made-test $(VENV)/.made-cuda

@@ -8,6 +8,7 @@ So a barrier that is missing shows: of two threads that touch one number between
 Numba's runs one block after the other; here those of a cluster run together, each with shared memory of its own.
 """
 
+import functools
 import random
 import sys
 from collections import deque
@@ -38,7 +39,7 @@ class Thread(greenlet.greenlet):
 
     def __init__(self, body, block, place):
         super().__init__(body)
-        self.block, self.blockIdx, self.threadIdx = block, block.place, kernelapi.Dim3(*place)
+        self.block, self.blockIdx, self.threadIdx = block, block.place, place
 
     def syncthreads(self):
         self.parent.switch(FOR_BLOCK)
@@ -50,12 +51,18 @@ class Thread(greenlet.greenlet):
         self.parent.switch(INTERRUPTED)
 
 
+@functools.cache
+def places(shape):
+    """Return the places of the threads of a block."""
+    return [kernelapi.Dim3(*place) for place in np.ndindex(*shape)]
+
+
 class Block:
     """Threads that wait for each other."""
 
     def __init__(self, body, cluster, rank, place, shape):
         self.cluster, self.rank, self.place = cluster, rank, kernelapi.Dim3(*place)
-        self.threads = [Thread(body, self, thread) for thread in np.ndindex(*shape)]
+        self.threads = [Thread(body, self, thread) for thread in places(shape)]
         self.waits_for_cluster = self.has_ended = False
 
     def run(self, order):

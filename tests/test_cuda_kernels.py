@@ -926,7 +926,7 @@ def way_on_cores(inner, columns):
     return product.ON_WARPGROUPS if wide else product.ON_CORES
 
 
-def products_of_integers(counts, inner, columns, precisions=("tf32", "bfloat16")):
+def products_of_integers(counts, inner, columns, precision):
     """Hold all that a layer does with its product, on tensor cores, to what is exact: nothing here is rounded."""
     from fastperm.kernels.cuda import pooling, product
 
@@ -953,16 +953,15 @@ def products_of_integers(counts, inner, columns, precisions=("tf32", "bfloat16")
             pooling.finish(partials, on["offsets"], "sum", None, sums)
             np.testing.assert_array_equal(on_host(sums), np.add.reduceat(weighted, offsets[:-1]))
 
-    for precision in precisions:
-        assert product.way_of(inner, columns, precision) == way_on_cores(inner, columns)
-        layer = {"A": on["A"], "B": on["B"], "c": on["c"], "weights": on["weights"], "relu": True}
-        held_to(np.maximum(A @ B + c[sets], 0), **layer)
-        held_to(A @ B, A=on["A"], B=on["B"], code=product.NO_POOL)
-        back = {"A": on["G"], "B": on["B"], "B_along_k": True, "c": on["dm"], "scales": on["scales"]}
-        held_to(np.where(A > 0, G @ B.T + scales[:, None] * dm[sets], 0), **back, masked_by=on["A"])
-        total = xp.array(start)
-        product.add_transposed_product(on["A"], on["G"], total, precision=precision)
-        np.testing.assert_array_equal(on_host(total), start + A.T @ G)
+    assert product.way_of(inner, columns, precision) == way_on_cores(inner, columns)
+    layer = {"A": on["A"], "B": on["B"], "c": on["c"], "weights": on["weights"], "relu": True}
+    held_to(np.maximum(A @ B + c[sets], 0), **layer)
+    held_to(A @ B, A=on["A"], B=on["B"], code=product.NO_POOL)
+    back = {"A": on["G"], "B": on["B"], "B_along_k": True, "c": on["dm"], "scales": on["scales"]}
+    held_to(np.where(A > 0, G @ B.T + scales[:, None] * dm[sets], 0), **back, masked_by=on["A"])
+    total = xp.array(start)
+    product.add_transposed_product(on["A"], on["G"], total, precision=precision)
+    np.testing.assert_array_equal(on_host(total), start + A.T @ G)
 
 
 # Where the simulator's tile has 16 × 16 numbers, a GPU's has 128 × 128, or 128 × 256.
@@ -974,12 +973,13 @@ def products_of_integers(counts, inner, columns, precisions=("tf32", "bfloat16")
         *(((3,), 16, 16), ((300, 1, 212), 20, 132), ((1, 4095), 132, 260)),
         *(((512,) * many(40), 512, 64), ((512,) * many(40), 16, 128), ((7,), 1020, 128)),
         # These are left to warpgroups: a tile that nearly nothing fills, edges on all sides, many stages, whole tiles.
-        *(((3,), 192, 192), ((300, 1, 212), 196, 260), ((1, 126), 1020, 256), ((512,) * many(40, 2), 512, 512)),
+        *(((3,), 192, 192), ((170, 1, 120), 196, 260), ((1, 126), 1020, 256), ((512,) * many(40, 2), 512, 512)),
     ],
     ids=brief,
 )
-def test_a_product_on_tensor_cores_finishes_as_a_layer_needs(cuda, counts, inner, columns):
-    products_of_integers(counts, inner, columns)
+@ON_TENSOR_CORES
+def test_a_product_on_tensor_cores_finishes_as_a_layer_needs(cuda, counts, inner, columns, precision):
+    products_of_integers(counts, inner, columns, precision)
 
 
 def test_without_clusters_each_block_brings_all_weights(cuda, monkeypatch):
@@ -988,34 +988,7 @@ def test_without_clusters_each_block_brings_all_weights(cuda, monkeypatch):
     if not product_on_warpgroups.are_there():
         pytest.skip("needs a GPU with warpgroups")
     monkeypatch.setattr(product_on_warpgroups, "clusters_run", lambda *_: False)
-    products_of_integers((300, 1, 212), 196, 260, ["tf32"])
-
-
-@pytest.mark.skipif(not compiling.SIMULATED, reason="the other tests use this tile on a GPU")
-def test_a_tile_of_tensor_cores_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
-    from fastperm.kernels.cuda import product, product_on_cores
-
-    as_many_partial_rows_as_on_a_gpu(monkeypatch)
-    monkeypatch.setattr(compiling, "KERNELS", {})
-    monkeypatch.setattr(product, "LEAST_ROWS", 50)
-    monkeypatch.setattr(product, "LIBRARY_ROUNDED", 1024)
-    leave_no_transposed_product_to_the_library(monkeypatch)
-    tile = product_on_cores.Tile(2, 2, 4, 8, 16)
-    assert (tile.threads, tile.rows, tile.columns) == (128, 128, 128)
-    monkeypatch.setattr(product_on_cores, "TILE", tile)
-    monkeypatch.setattr(
-        product_on_cores,
-        "KERNELS_OF",
-        {
-            precision: {
-                along_k: product_on_cores.make(f"{name}_{precision}", tile, cores, *along_k)
-                for along_k, name in product_on_cores.WAYS.items()
-            }
-            for precision, cores in product_on_cores.TENSOR_CORES.items()
-        },
-    )
-    # All warps have rows and columns, and all stages are used more than once; TF32 would take three times as long.
-    products_of_integers((75, 1, 24), 68, 100, ["bfloat16"])
+    products_of_integers((170, 1, 120), 196, 260, "tf32")
 
 
 @pytest.mark.parametrize("columns", [1, 5, 8] if compiling.SIMULATED else [1, 33, 512])
@@ -1333,7 +1306,7 @@ def test_activations_in_pairs_change_one_rounding_alone(cuda, how, weighted, mon
     if compiling.SIMULATED
     # A tile that nearly nothing fills, edges on all sides, many stages, whole tiles; and NVIDIA's library everywhere.
     else [
-        *(((3,), 192, 192), ((300, 1, 212), 200, 264), ((1, 126), 1016, 256), ((512,) * many(40, 2), 512, 512)),
+        *(((3,), 192, 192), ((170, 1, 120), 200, 264), ((1, 126), 1016, 256), ((512,) * many(40, 2), 512, 512)),
         *(() if ON_NUMPY_GPU else [((300, 1, 212), 1024, 1032)]),
     ],
     ids=brief,

@@ -72,14 +72,10 @@ def one_by_one(monkeypatch):
     return lambda: monkeypatch.setattr(steps, "most_numbers", lambda: 0)
 
 
-@WAYS
-@pytest.mark.parametrize(
-    "law", [{}, {"amplitudes": "lognormal", "noise": 0.1, "output": "power"}], ids=["default", "other"]
-)
-def test_queued_steps_are_those_that_one_waits_for(cupy, one_by_one, how, law):
-    queued = trained(how, TASK | law)
+def same_as_one_by_one(one_by_one, how, task=TASK):
+    queued = trained(how, task)
     one_by_one()
-    wanted = trained(how, TASK | law)
+    wanted = trained(how, task)
     np.testing.assert_array_equal(queued[0], wanted[0])
     np.testing.assert_array_equal(queued[3], wanted[3])
     assert np.abs(queued[3]).max() > 0
@@ -88,6 +84,16 @@ def test_queued_steps_are_those_that_one_waits_for(cupy, one_by_one, how, law):
     assert queued[2].steps == 5
     for name, array in queued[2].state().items():
         np.testing.assert_array_equal(array, wanted[2].state()[name])
+
+
+@WAYS
+def test_queued_steps_are_those_that_one_waits_for(cupy, one_by_one, how):
+    same_as_one_by_one(one_by_one, how)
+
+
+@pytest.mark.parametrize("how", [ON_CHIP, LAYER_BY_LAYER], ids=["on chip", "layer by layer"])
+def test_queued_steps_of_another_law_are_those_that_one_waits_for(cupy, one_by_one, how):
+    same_as_one_by_one(one_by_one, how, TASK | {"amplitudes": "lognormal", "noise": 0.1, "output": "power"})
 
 
 def test_steps_are_queued(cupy, monkeypatch):

@@ -4,6 +4,9 @@ Numba has none of these, so intrinsics emit them, and one for a single number: N
 negative, and to ask costs more than the access; the simulator, which knows no intrinsics, gets twins in Python.
 """
 
+import functools
+import struct
+
 import numpy as np
 
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device
@@ -159,11 +162,11 @@ if SIMULATED or cuda is None:
     @device
     def round_bf16(low, high):
         """Return the bits of two bfloat16 as one float32, the nearest to two numbers. A NaN stays one."""
-        numbers = np.array([low, high], np.float32)
-        bits = numbers.view(np.uint32).astype(np.uint64)
-        bits = (bits + np.uint64(0x7FFF) + (bits >> np.uint64(16) & np.uint64(1))) >> np.uint64(16)
-        bits[np.isnan(numbers)] = 0x7FFF
-        return bits.astype(np.uint16).view(np.float32)[0]
+        return np.frombuffer(struct.pack("2H", _bits_of_bf16(low), _bits_of_bf16(high)), np.float32)[0]
+
+    def _bits_of_bf16(x):
+        (bits,) = struct.unpack("I", struct.pack("f", x))
+        return 0x7FFF if np.isnan(x) else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
 
     @device
     def low_halves(a, b):
@@ -201,15 +204,20 @@ if SIMULATED or cuda is None:
 
     def _multiplied(seen, *own):
         """Return this thread's four numbers of a b + c; ``seen`` (32, 6, P) has the P numbers of each register."""
-        lane, pack = _cuda_of_kernel().threadIdx.x % 32, seen.shape[2]
+        of_a, of_b = _factors(_cuda_of_kernel().threadIdx.x % 32, seen.shape[2])
+        # One number after the other.
+        products = seen[of_a] * seen[of_b]
+        sums = np.add.accumulate(np.column_stack([np.array(own, np.float32), products]), axis=1, dtype=np.float32)
+        return tuple(sums[:, -1])
+
+    @functools.cache
+    def _factors(lane, pack):
+        """Return where what makes a lane's four numbers of a b lies in ``seen``: of a, and of b."""
         half, row, column = 4 * pack, lane // 4, 2 * (lane % 4)
         i, j = np.array([[row], [row], [row + 8], [row + 8]]), np.array([[column], [column + 1]] * 2)
         k = np.arange(2 * half)
         thread, number = k % half // pack, k % pack
-        a, b = seen[i % 8 * 4 + thread, i // 8 + k // half * 2, number], seen[j * 4 + thread, 4 + k // half, number]
-        # One number after the other.
-        sums = np.add.accumulate(np.column_stack([np.array(own, np.float32), a * b]), axis=1, dtype=np.float32)
-        return tuple(sums[:, -1])
+        return (i % 8 * 4 + thread, i // 8 + k // half * 2, number), (j * 4 + thread, 4 + k // half, number)
 
 else:
     from llvmlite import ir
