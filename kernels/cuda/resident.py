@@ -32,7 +32,7 @@ from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, clusters, cuda, 
 from fastperm.kernels.cuda.layouts import LAYOUTS, TENSOR_LAYOUTS
 from fastperm.kernels.cuda.offsets import on_device, sizes
 from fastperm.kernels.cuda.parts import add_parts
-from fastperm.kernels.cuda.resident_gradient import NARROW, narrow_gradient_of, put_gradients_of, self_gradient_of
+from fastperm.kernels.cuda.resident_gradient import narrow_gradient_of, put_gradients_of, self_gradient_of
 from fastperm.kernels.cuda.resident_masks import masks_of
 from fastperm.kernels.cuda.resident_parameters import parameters_of
 from fastperm.kernels.cuda.resident_sums import sums_of
@@ -209,7 +209,7 @@ def _make(layout, training):
     )
     self_gradient = self_gradient_of(layout, strips_here)
     put_gradients = put_gradients_of(layout)
-    narrow_gradient, narrow_room = narrow_gradient_of(layout, strips_here)
+    is_narrow, narrow_gradient = narrow_gradient_of(layout, strips_here)
     assert layout.heaps == 1 or not wide
 
     @device
@@ -341,8 +341,7 @@ def _make(layout, training):
             aggregate_divisor = divisor if mean_aggregate else one
             pool_divisor = divisor if mean_pool else one
 
-            is_narrow = K <= NARROW and 2 * stride <= narrow_room
-            if training and rounds and not is_narrow:
+            if training and rounds and not is_narrow(K, stride):
                 for strip in range(warp, strips, warps):
                     keep_inputs(kept, kept_start + (depth - 1) * lines * stride, shared, h, stride, strip, lane)
             if rounds:  # x as it came, which is not how it lies on chip
@@ -485,9 +484,8 @@ def _make(layout, training):
                         of_set = load1(shared, G + thread) if leads else zero
                         _put(parts, own_part + place + 2 * K * N + thread, of_set, fresh)
 
-                    # Of larger sets, two features of x do not find room where the stages are.
-                    is_narrow = layer == 0 and K <= NARROW and 2 * stride <= narrow_room
-                    if is_narrow:
+                    narrow = layer == 0 and is_narrow(K, stride)
+                    if narrow:
                         narrow_gradient(
                             shared, x, first * K, K, stride, count, padded, thread, sums, a, more_a, next_a, more_x
                         )  # fmt: skip
@@ -498,7 +496,7 @@ def _make(layout, training):
                         )  # fmt: skip
                     own_part = np.int64(own_block()) * n_parameters
                     put_gradients(
-                        shared, parts, own_part + place, K, N, not is_narrow, rank, team, fresh, thread, tiles
+                        shared, parts, own_part + place, K, N, not narrow, rank, team, fresh, thread, tiles
                     )  # fmt: skip
                     if layer > 0:
                         inner = lines_of(N)

@@ -167,7 +167,7 @@ def put_gradients_of(layout):
 
 
 def narrow_gradient_of(layout, strips):
-    """Return the function of a layout for narrow first layers, and how many floats two features of x may take."""
+    """Return the functions of a layout that say whether the first layer is narrow, and that compute its gradient."""
     width, threads, held_columns, warps = layout.width, layout.threads, layout.held_columns, layout.warps
     strip_rows, tile_lead, stages, h = layout.strip, layout.tile_lead, layout.places.stages, layout.places.h
     sums_rows, sums_lead, sums_size = layout.sums_rows, layout.sums_lead, layout.sums_rows * layout.sums_lead
@@ -177,6 +177,11 @@ def narrow_gradient_of(layout, strips):
     place_of_thread, alone = strips.place_of_thread, strips.alone
     hold_rows, hold_two = strips.hold_rows, strips.hold_two
     assert of_shares + 2 * threads <= end
+
+    @device
+    def is_narrow(K, stride):
+        """Return whether x has so few features that it has no stages; of larger sets, two find no room there."""
+        return K <= NARROW and 2 * stride <= end - room
 
     @device
     def narrow_gradient(
@@ -236,4 +241,4 @@ def narrow_gradient_of(layout, strips):
                 store1(shared, stages + (k + 1) * tile_lead + thread, other)
             block_barrier()
 
-    return narrow_gradient, end - room
+    return is_narrow, narrow_gradient

@@ -250,139 +250,163 @@ def _strips_of_multiply_adds(layout):
     )
 
 
+class _Words(NamedTuple):
+    """The functions of a layout of tensor cores that know what stands in a place of shared memory.
+
+    A block is what a thread has of 16 features and ``steps`` elements, as it is multiplied: four registers.
+    """
+
+    first_feature: Callable  # this, and the next three, as of `Strips`
+    word: Callable
+    alone: Callable
+    hold_two: Callable
+    round_strip: Callable
+    put_pairs: Callable  # (array, place, stride, own, own_next, other, other_next): two elements of two features
+    take_block: Callable  # (shared, place, lines_apart): the block that lies there
+    block_of_sums: Callable  # (sums, f, step): the same of a strip that a thread has in registers
+
+
+@device
+def _hold_rows(array, place, registers):
+    for i in range(4):
+        registers[2 * i], registers[2 * i + 1] = load2(array, place + 8 * i)
+
+
+def _single_words(layout):
+    """Return the functions of a layout for TF32: a place has one number, and features that are 8 apart two lines."""
+    held_columns, cores = layout.held_columns, layout.tensor_cores
+    rounded, number_rounded = cores.rounded, cores.number_rounded
+
+    @device
+    def first_feature(line):
+        return line
+
+    @device
+    def word(own, other):
+        return rounded(own)
+
+    @device
+    def alone(x):
+        return rounded(x)
+
+    @device
+    def hold_two(shared, place, stride, own_column, i, own, other):
+        line = own_column + i // 2 * 16
+        _hold_rows(shared, place + line * stride, own)
+        _hold_rows(shared, place + (line + 8) * stride, other)
+
+    @device
+    def round_quarter(start, sums):
+        for i in range(start, start + 2 * held_columns):
+            sums[i] = number_rounded(sums[i])
+
+    @device
+    def round_strip(sums):
+        # In place: a register that waits to be written to memory could not take the next number. Not as one loop,
+        # which compilers would not unroll.
+        round_quarter(0, sums)
+        round_quarter(2 * held_columns, sums)
+        round_quarter(4 * held_columns, sums)
+        round_quarter(6 * held_columns, sums)
+
+    @device
+    def put_pairs(array, place, stride, own, own_next, other, other_next):
+        """Write two elements of two features, which are 8 apart, as they are."""
+        store2(array, place, own, own_next)
+        store2(array, place + 8 * stride, other, other_next)
+
+    @device
+    def take_block(shared, place, lines_apart):
+        """Return two features of the first elements of a fragment, and of its later ones: a register each."""
+        own, own_later = load2(shared, place)
+        far, far_later = load2(shared, place + 8 * lines_apart)
+        return own, far, own_later, far_later
+
+    @device
+    def block_of_sums(sums, f, step):
+        """Return the same of a strip that a thread has in registers."""
+        r = 2 * step * held_columns + 2 * f
+        return sums[r], sums[r + 1], sums[r + held_columns], sums[r + held_columns + 1]
+
+    return _Words(first_feature, word, alone, hold_two, round_strip, put_pairs, take_block, block_of_sums)
+
+
+def _paired_words(layout):
+    """Return the functions of a layout for bfloat16: a place has a pair of them, of features that are 8 apart."""
+    held_columns, half_of_elements, cores = layout.held_columns, layout.steps // 2, layout.tensor_cores
+    rounded, number_rounded = cores.rounded, cores.number_rounded
+
+    @device
+    def first_feature(line):
+        return 2 * line - (line & 7)
+
+    @device
+    def word(own, other):
+        return rounded(own, other)
+
+    @device
+    def alone(x):
+        return low_halves(np.float32(0), rounded(x, np.float32(0)))
+
+    @device
+    def hold_two(shared, place, stride, own_column, i, own, other):
+        _hold_rows(shared, place + (own_column + i // 2 * 8) * stride, own)
+        for r in range(8):
+            other[r] = high_halves(np.float32(0), own[r])
+            own[r] = low_halves(np.float32(0), own[r])
+
+    @device
+    def round_strip(sums):
+        pass  # which makes pairs of them
+
+    @device
+    def put_pairs(array, place, stride, own, own_next, other, other_next):
+        store2(array, place, number_rounded(own, other), number_rounded(own_next, other_next))
+
+    @device
+    def take_block(shared, place, lines_apart):
+        first, second = load2(shared, place)
+        third, fourth = load2(shared, place + half_of_elements)
+        own, other = low_halves(first, second), high_halves(first, second)
+        return own, other, low_halves(third, fourth), high_halves(third, fourth)
+
+    @device
+    def block_of_sums(sums, f, step):
+        r = 4 * step * held_columns + 2 * f
+        s, later = r + held_columns, r + 2 * held_columns
+        s_later = s + 2 * held_columns
+        own, other = number_rounded(sums[r], sums[s]), number_rounded(sums[r + 1], sums[s + 1])
+        own_later = number_rounded(sums[later], sums[s_later])
+        return own, other, own_later, number_rounded(sums[later + 1], sums[s_later + 1])
+
+    return _Words(first_feature, word, alone, hold_two, round_strip, put_pairs, take_block, block_of_sums)
+
+
 def _strips_of_tensor_cores(layout):
     """Return the functions of a layout whose products take tensor cores.
 
     Features are the rows of a fragment and elements its columns, so that a thread has pairs of elements side by side.
     Of the 32 threads of a warp, thread 4 g + t has features g and g + 8 of 16, and elements 2 t and 2 t + 1 of 8.
     """
-    held_columns, lead, width = layout.held_columns, layout.lead, layout.width
-    tile_lead, down, group, groups = layout.tile_lead, layout.down, layout.group, layout.groups
-    features, tile_features, tile_columns = width // 16, layout.across // 2, down // 2  # fragments
-    step_held, column_parts = 4 * tile_features, width // (8 * tile_columns)
-    cores, steps, pack = layout.tensor_cores, layout.steps, layout.pack
-    multiply, rounded, number_rounded = cores.multiply, cores.rounded, cores.number_rounded
-    step_lines, block_lines = steps // pack, 16 // pack  # of 16 features
-    half_of_lines, half_of_elements, strip_steps = step_lines // 2, steps // 2, 32 // steps
+    held_columns, lead, steps, pack = layout.held_columns, layout.lead, layout.steps, layout.pack
+    features, strip_steps = layout.width // 16, 32 // steps  # fragments across, and along a strip
     step_size = features * FRAGMENT  # of a step along the elements, with all features
-    at_once = min(features, 1 if SIMULATED else 4)
+    step_lines, block_lines = steps // pack, 16 // pack  # of 16 features
+    half_of_lines, at_once = step_lines // 2, min(features, 1 if SIMULATED else 4)
+    multiply, words = layout.tensor_cores.multiply, _single_words(layout) if pack == 1 else _paired_words(layout)
+    put_pairs, take_block, block_of_sums = words.put_pairs, words.take_block, words.block_of_sums
     assert layout.rows == 4
     assert layout.columns == 8
-    assert layout.tile == 4 * tile_features * tile_columns
     assert features in (at_once, 2 * at_once)
-    assert features % tile_features == group // 32 % column_parts == tile_columns % 2 == 0
 
     @device
     def place_of_lane(lane):
         return lane % 4, lane // 4
 
     @device
-    def hold_rows(array, place, registers):
-        for i in range(4):
-            registers[2 * i], registers[2 * i + 1] = load2(array, place + 8 * i)
-
-    @device
     def hold_columns(shared, place, registers):
         for j in range(held_columns):
             registers[j] = load1(shared, place + j // 2 * 16 + j % 2 * 8)
-
-    if pack == 1:
-
-        @device
-        def first_feature(line):
-            return line
-
-        @device
-        def word(own, other):
-            return rounded(own)
-
-        @device
-        def alone(x):
-            return rounded(x)
-
-        @device
-        def hold_two(shared, place, stride, own_column, i, own, other):
-            line = own_column + i // 2 * 16
-            hold_rows(shared, place + line * stride, own)
-            hold_rows(shared, place + (line + 8) * stride, other)
-
-        @device
-        def round_quarter(start, sums):
-            for i in range(start, start + 2 * held_columns):
-                sums[i] = number_rounded(sums[i])
-
-        @device
-        def round_strip(sums):
-            # In place: a register that waits to be written to memory could not take the next number. Not as one loop,
-            # which compilers would not unroll.
-            round_quarter(0, sums)
-            round_quarter(2 * held_columns, sums)
-            round_quarter(4 * held_columns, sums)
-            round_quarter(6 * held_columns, sums)
-
-        @device
-        def put_pairs(array, place, stride, own, own_next, other, other_next):
-            """Write two elements of two features, which are 8 apart, as they are."""
-            store2(array, place, own, own_next)
-            store2(array, place + 8 * stride, other, other_next)
-
-        @device
-        def take_block(shared, place, lines_apart):
-            """Return two features of the first elements of a fragment, and of its later ones: a register each."""
-            own, own_later = load2(shared, place)
-            far, far_later = load2(shared, place + 8 * lines_apart)
-            return own, far, own_later, far_later
-
-        @device
-        def block_of_sums(sums, f, step):
-            """Return the same of a strip that a thread has in registers."""
-            r = 2 * step * held_columns + 2 * f
-            return sums[r], sums[r + 1], sums[r + held_columns], sums[r + held_columns + 1]
-
-    else:
-
-        @device
-        def first_feature(line):
-            return 2 * line - (line & 7)
-
-        @device
-        def word(own, other):
-            return rounded(own, other)
-
-        @device
-        def alone(x):
-            return low_halves(np.float32(0), rounded(x, np.float32(0)))
-
-        @device
-        def hold_two(shared, place, stride, own_column, i, own, other):
-            hold_rows(shared, place + (own_column + i // 2 * 8) * stride, own)
-            for r in range(8):
-                other[r] = high_halves(np.float32(0), own[r])
-                own[r] = low_halves(np.float32(0), own[r])
-
-        @device
-        def round_strip(sums):
-            pass  # which makes pairs of them
-
-        @device
-        def put_pairs(array, place, stride, own, own_next, other, other_next):
-            store2(array, place, number_rounded(own, other), number_rounded(own_next, other_next))
-
-        @device
-        def take_block(shared, place, lines_apart):
-            first, second = load2(shared, place)
-            third, fourth = load2(shared, place + half_of_elements)
-            own, other = low_halves(first, second), high_halves(first, second)
-            return own, other, low_halves(third, fourth), high_halves(third, fourth)
-
-        @device
-        def block_of_sums(sums, f, step):
-            r = 4 * step * held_columns + 2 * f
-            s, later = r + held_columns, r + 2 * held_columns
-            s_later = s + 2 * held_columns
-            own, other = number_rounded(sums[r], sums[s]), number_rounded(sums[r + 1], sums[s + 1])
-            own_later = number_rounded(sums[later], sums[s_later])
-            return own, other, own_later, number_rounded(sums[later + 1], sums[s_later + 1])
 
     @device
     def put_blocks(array, start, stride, first, sums):
@@ -451,6 +475,27 @@ def _strips_of_tensor_cores(layout):
             if left <= 0:
                 break
 
+    return Strips(
+        *(_place_of_thread(layout, place_of_lane), words.first_feature, words.word, words.alone),
+        *(_lines_of(layout), _put_inputs_of(pack, words.first_feature, words.word)),
+        *(_hold_rows, hold_columns, words.hold_two, words.round_strip, put_strip),
+        *(keep_strip, keep_inputs, multiply_strip, *_tiles_of_tensor_cores(layout, take_block)),
+    )
+
+
+def _tiles_of_tensor_cores(layout, take_block):
+    """Return the functions of a layout that compute dW_self in a tile for each group of threads, and write it.
+
+    The numbers of a fragment are in the places that a strip has for them: these are registers in a row, for both.
+    """
+    held_columns, tile_lead, steps, groups = layout.held_columns, layout.tile_lead, layout.steps, layout.groups
+    features, tile_features, tile_columns = layout.width // 16, layout.across // 2, layout.down // 2  # fragments
+    group, column_parts = layout.group, layout.width // (8 * tile_columns)
+    strip_steps, step_size, step_held = 32 // steps, features * FRAGMENT, 4 * tile_features
+    multiply, block_lines = layout.tensor_cores.multiply, 16 // layout.pack
+    assert layout.tile == 4 * tile_features * tile_columns
+    assert features % tile_features == group // 32 % column_parts == tile_columns % 2 == 0
+
     @device
     def hold_step(kept, place, there, first, registers):
         """Take a step of h, of the features of this thread's tile."""
@@ -478,10 +523,7 @@ def _strips_of_tensor_cores(layout):
 
     @device
     def add_to_tiles(shared, kept, layer, g, stride, strips, own_group, thread, of_g, of_h, tiles):
-        """Add h gᵀ of the strips of this group to its tile.
-
-        Its numbers are in the places that a strip has for those of a fragment: these are registers in a row, for both.
-        """
+        """Add h gᵀ of the strips of this group to its tile."""
         lane, in_group = thread % 32, thread % group // 32
         place = layer + in_group // column_parts * (tile_features * FRAGMENT) + lane * 4
         g_line = in_group % column_parts * (tile_columns // 2 * block_lines) + lane // 4
@@ -519,9 +561,4 @@ def _strips_of_tensor_cores(layout):
                 put_two(shared, at, tiles[r], tiles[r + held_columns], adding)
                 put_two(shared, at + 8 * tile_lead, tiles[r + 1], tiles[r + 1 + held_columns], adding)
 
-    return Strips(
-        *(_place_of_thread(layout, place_of_lane), first_feature, word, alone),
-        *(_lines_of(layout), _put_inputs_of(pack, first_feature, word)),
-        *(hold_rows, hold_columns, hold_two, round_strip, put_strip),
-        *(keep_strip, keep_inputs, multiply_strip, add_to_tiles, put_tiles),
-    )
+    return add_to_tiles, put_tiles
