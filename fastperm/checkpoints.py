@@ -175,8 +175,25 @@ def _write(path, kind, header, arrays):
         "fastperm_version": fastperm.__version__,
         "header": json.dumps(header, sort_keys=True),
     }
+    tensors = {name: np.asarray(on_host(array), order="C") for name, array in arrays.items()}
     with replacing(path) as temporary:
-        save_file({name: np.asarray(on_host(a), order="C") for name, a in arrays.items()}, temporary, metadata=metadata)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from error
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path):
+    """Put the metadata of a safetensors file in order: what is equal shall be equal to the bit."""
+    with path.open("rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _read(path, kind):

@@ -49,6 +49,23 @@ def check_choice(value, name, choices):
     return value
 
 
+def check_generator(seed):
+    """Return the generator of random numbers that a seed makes; None makes one that is never the same."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"seed must be as numpy.random.default_rng takes it, got {seed!r}: {error}") from None
+
+
+def check_optimizer(optimizer):
+    """Return the optimiser if it takes steps; the class of one does not."""
+    if isinstance(optimizer, type) or not callable(getattr(optimizer, "step", None)):
+        raise TypeError(
+            f"optimizer must be an Adam, or an object with a method step(parameters, gradients), got {optimizer!r:.80}"
+        )
+    return optimizer
+
+
 def check_dtype(dtype, name="dtype"):
     """Return the numpy dtype, in native byte order, if it is float32 or float64."""
     try:

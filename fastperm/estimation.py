@@ -132,6 +132,8 @@ def compare(net, task, names, *, sets=1024, seed=0, probabilities=False, progres
     """
     for name in names:
         check_choice(name, "names", tuple(ESTIMATORS))
+    if net is not None:
+        _check_fits(net, task)
     found: dict[str, list] = {name: [] for name in (*(["network"] if net is not None else []), *names)}
     seconds = dict.fromkeys(found, 0.0)
     gaussian = [name for name in names if name in GAUSSIAN]
@@ -227,10 +229,15 @@ def estimate_log_powers(net, task, x, y):
 
     Raises
     ------
+    ValueError
+        If x and y are not two rows of as many numbers, or the task and the network do not fit.
     FloatingPointError
         If what the network returns is not finite.
     """
+    _check_fits(net, task)
     x, y = wrap(x), np.asarray(y, np.float64)
+    if x.ndim != 1 or x.shape != y.shape:
+        raise ValueError(f"x and y must have one shape (n,), got {x.shape} and {y.shape}")
     # Sums in float32 depend on the order of their terms in the last digits. A network with invariance="bitwise" sees
     # to that itself; sorted here, the samples give the same bits with any network.
     order = np.lexsort((y, x))
@@ -243,6 +250,16 @@ def estimate_log_powers(net, task, x, y):
     if task.output == "power":
         return np.log(estimates, out=np.full_like(estimates, np.nan), where=estimates > 0)
     return estimates
+
+
+def _check_fits(net, task):
+    """Refuse a network that does not answer what a task asks, before anything is drawn."""
+    if net.pool is None:
+        raise ValueError("the network has no pooling, and answers for each element; expected one with a pool")
+    for name in ("in_features", "out_features"):
+        found, wanted = getattr(net, name), getattr(task, name)
+        if found != wanted:
+            raise ValueError(f"the network has {name}={found}, the task {name}={wanted}")
 
 
 def wrap(x):

@@ -44,8 +44,9 @@ def share_cores(cells, workers=None, threads=None):
         for number, name in ((workers, "workers"), (threads, "threads"))
     ]
     if (given[0] or 1) * (given[1] or 1) > cores:
+        said = ", by FASTPERM_NUM_THREADS" if os.environ.get("FASTPERM_NUM_THREADS") else ""
         raise ValueError(
-            f"expected workers times threads of at most {cores}, the cores that this process may use, "
+            f"expected workers times threads of at most {cores}, the cores that this process may use{said}, "
             f"got {given[0] or 1} times {given[1] or 1}"
         )
     workers = given[0] or max(1, min(cells, cores // (given[1] or 1)))
@@ -188,7 +189,7 @@ def _submit(executor, function, waiting, at_once, report, end=lambda: None):
 
 def _start_worker():
     """Leave Ctrl-C to training, which finishes its step, and end with the parent however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which training would leave as it is
     parent = multiprocessing.parent_process()
     if parent is not None:
 

@@ -34,7 +34,7 @@ def replacing(path):
     IsADirectoryError
         If ``path`` is a folder.
     OSError
-        If the file cannot be written.
+        If the file cannot be written: it names ``path``, not the temporary file.
     """
     path = Path(path)
     if path.is_dir():
@@ -64,5 +64,9 @@ def replacing(path):
         # mkstemp makes files that only their owner can read; a result is for everybody the umask lets in.
         temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(target)
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and str(error.filename) != name):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error  # a full disk names no file
     finally:
         temporary.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastperm import backend as backends
-from fastperm.checks import check_choice, check_device, check_dtype, check_integer, check_kernels
+from fastperm.checks import check_choice, check_device, check_dtype, check_generator, check_integer, check_kernels
 from fastperm.kernels import reference
 from fastperm.kernels.arrays import beside, module_of, on_host
 from fastperm.kernels.reference.deep_set import layer_shapes, split_angles
@@ -174,7 +174,7 @@ class DeepSet:
         self.pooling = None if self.pool is None else Pooling(self.kernels, self.pool)
         self.head = Dense(*self._part("head."), self.kernels)
         self._recorded: OrderedDict = OrderedDict()  # of `train_step`, on a GPU
-        self._initialise(np.random.default_rng(seed))
+        self._initialise(check_generator(seed))
 
     def config(self):
         """Return the constructor's arguments, without backend, precision and seed, as plain JSON-able values."""

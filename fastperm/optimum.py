@@ -206,6 +206,8 @@ def spectrum_posterior(sets, task):
     >>> bool(abs(estimates - log_powers).max() < 1e-6)
     True
     """
+    if not hasattr(task, "amplitudes"):
+        raise TypeError(f"task must be a PowerSpectrum, got {task!r:.80}")
     if task.amplitudes != "exponential":
         raise ValueError(
             "the posterior is Gaussian, and known, only for a task with amplitudes='exponential', "

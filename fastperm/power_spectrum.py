@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from fastperm import backend as backends
-from fastperm.checks import check_choice, check_dtype, check_integer, check_number
+from fastperm.checks import check_choice, check_dtype, check_generator, check_integer, check_number
 from fastperm.kernels.arrays import on_host
 from fastperm.sets import Sets
 
@@ -496,10 +496,7 @@ def evaluate_series(x, coefficients, *, backend="auto"):
 def _generator(seed):
     if seed is None:
         raise TypeError("seed must be an integer, a sequence of integers, a SeedSequence or a Generator, got None")
-    try:
-        return np.random.default_rng(seed)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"seed must be as numpy.random.default_rng takes it, got {seed!r}: {error}") from None
+    return check_generator(seed)
 
 
 def _check_backend(name):

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from fastperm.adam import Adam
-from fastperm.checks import check_device, check_number
+from fastperm.checks import check_device, check_number, check_optimizer
 from fastperm.kernels.arrays import on_gpu
 from fastperm.kernels.reference.adam import adam_rate
 from fastperm.parameters import Parameters
@@ -44,9 +44,12 @@ def train_step(net, sets, targets, optimizer, *, learning_rate=None):
     ------
     FloatingPointError
         If the loss is not finite. Parameters and optimiser are then as they were.
+    TypeError
+        If the optimiser takes no steps.
     ValueError
         If sets or targets have the wrong shape.
     """
+    check_optimizer(optimizer)
     if learning_rate is not None and type(optimizer).step is Adam.step:
         learning_rate = check_number(learning_rate, "learning_rate", minimum=0)
     place = _place(net, sets, targets, optimizer)
@@ -80,6 +83,20 @@ def train_step(net, sets, targets, optimizer, *, learning_rate=None):
     if place is not None:  # whose batch has passed all checks
         _remember(place, net._recorded)
     return loss
+
+
+def sample(task, batch, generator):
+    """Return sets and targets that a task draws.
+
+    Raises
+    ------
+    TypeError
+        If it returns anything else.
+    """
+    drawn = task.sample(batch, generator)
+    if not (isinstance(drawn, (tuple, list)) and len(drawn) == 2):
+        raise TypeError(f"the task's sample(batch, generator) must return (sets, targets), got {drawn!r:.80}")
+    return drawn
 
 
 class Steps:
@@ -126,7 +143,7 @@ class Steps:
             If the loss is known and not finite. The parameters are then as they were before this step.
         """
         if self._queue is None:
-            sets, targets = self._task.sample(self._batch, generator)
+            sets, targets = sample(self._task, self._batch, generator)
         else:
             if self._queue.recorded and self._recorded_for != self._constants():
                 self._losses += _known_losses(self._queue, self._optimizer)

@@ -100,7 +100,7 @@ def product(grid):
 
     Parameters
     ----------
-    grid : mapping of str to value or list of values
+    grid : mapping of str to value, or to a list or an array of values
         Names of `SETTINGS`. A tuple is one value, such as a range of set sizes. Where symmetries are compared, those
         networks that have none take no ``orders``.
 
@@ -113,6 +113,7 @@ def product(grid):
     >>> product({"width": [16, 32], "set_size": (64, 512)})
     [{'width': 16, 'set_size': (64, 512)}, {'width': 32, 'set_size': (64, 512)}]
     """
+    grid = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in grid.items()}
     axes = [value if isinstance(value, list) else [value] for value in grid.values()]
     cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*axes)]
     if isinstance(grid.get("symmetry"), list):  # the orders of a grid are those of its networks that have them

@@ -1,6 +1,5 @@
 """Training: a run that can be stopped at any moment and taken up again to the bit."""
 
-import csv
 import inspect
 import math
 import os
@@ -16,11 +15,11 @@ from tqdm import tqdm
 
 from fastperm.adam import Adam
 from fastperm.checkpoints import COLUMNS, load_checkpoint, save_checkpoint
-from fastperm.checks import check_choice, check_integer
-from fastperm.files import replacing
+from fastperm.checks import check_choice, check_integer, check_optimizer
+from fastperm.history import HistoryFile
 from fastperm.kernels.arrays import on_host
 from fastperm.losses import as_targets
-from fastperm.steps import Steps
+from fastperm.steps import Steps, sample
 
 SCHEDULES = ("constant", "cosine")
 
@@ -92,7 +91,8 @@ def train(
         What the validation loss is measured on: so many fresh sets of the task, the same ones every time; sets and
         targets of your own; or nothing.
     history : path-like or None, default=None
-        CSV file for the history, written with each checkpoint; None writes it beside the checkpoint, as ``.csv``.
+        CSV file for the history, which gets its rows with each checkpoint; None writes it beside the checkpoint, as
+        ``run.csv`` beside ``run.safetensors``.
     report : callable or None, default=None
         Called as ``report(step, errors)`` after each validation, with the mean squared error of every output,
         (out_features,). What it prints does not disturb the progress bar.
@@ -110,15 +110,15 @@ def train(
         At the first loss, or the first checkpoint, that is not finite; the message names the step. The last
         checkpoint stays as it is.
     KeyboardInterrupt
-        After Ctrl-C: the step is finished and the checkpoint written first.
+        After Ctrl-C, or SIGTERM, which batch systems send: the step is finished and the checkpoint written first.
     FileExistsError
-        If the checkpoint is there and ``resume`` is false.
+        If the checkpoint is there and ``resume`` is false, or the history is there and the run begins.
     ValueError
         If the checkpoint belongs to another run or is damaged, an argument is out of range, or checkpoint and history
         are one file.
     TypeError
-        If the task has no ``sample``, or ``schedule`` is not "constant" and the optimiser has no ``learning_rate``, or
-        a ``step`` that takes none.
+        If the task has no ``sample``, or one that returns no pair, the optimiser has no ``step``, or ``schedule`` is
+        not "constant" and the optimiser has no ``learning_rate``, or a ``step`` that takes none.
     """
     steps = check_integer(steps, "steps", minimum=0)
     batch = check_integer(batch, "batch", minimum=1)
@@ -127,15 +127,16 @@ def train(
     check_choice(schedule, "schedule", SCHEDULES)
     if not callable(getattr(task, "sample", None)):
         raise TypeError(f"task must have a method sample(batch, generator), got {task!r:.80}")
-    if optimizer is None:
-        optimizer = Adam()
+    optimizer = Adam() if optimizer is None else check_optimizer(optimizer)
     if schedule != "constant":
         _check_scheduled(optimizer, schedule)
     settings = _settings(task, batch, seed)
     records: dict[str, list] = {name: [] for name in COLUMNS}
     checkpoint = None if checkpoint is None else Path(checkpoint)
     if history is None and checkpoint is not None:
-        history = checkpoint.with_suffix(".csv")
+        # Not always with_suffix: runs lr0.1 and lr0.01 would share lr0.csv.
+        known = checkpoint.suffix == ".safetensors"
+        history = checkpoint.with_suffix(".csv") if known else checkpoint.with_name(checkpoint.name + ".csv")
     if checkpoint is not None and os.path.realpath(checkpoint) == os.path.realpath(history):
         raise ValueError(f"checkpoint and history would both be {checkpoint}; give one of them another name")
     if checkpoint is not None and checkpoint.exists():
@@ -144,9 +145,12 @@ def train(
         records = _resume(checkpoint, net, optimizer, settings)
     elif checkpoint is not None and optimizer.steps > 0:
         raise ValueError(f"a run with a checkpoint begins with a new optimizer, got one of {optimizer.steps} steps")
+    if history is not None and os.path.isfile(history) and not (checkpoint is not None and checkpoint.exists()):
+        raise FileExistsError(f"{history} is there already, and would become the history of this run; move it away")
     first = len(records["step"])
     validation = _validation(net, task, validate, seed) if first < steps else None
     before = records["seconds"][-1] if first else 0.0
+    history = None if history is None else HistoryFile(history)
 
     def save():
         if not np.isfinite(net.parameters.flat).all():
@@ -154,7 +158,7 @@ def train(
         if checkpoint is not None:
             save_checkpoint(checkpoint, net, optimizer, records, settings)
         if history is not None:
-            write_history(history, records)
+            history.write(records)
 
     if hasattr(task, "beside"):
         task = task.beside(net.backend)
@@ -167,7 +171,7 @@ def train(
             with suppress(RuntimeError):  # Ctrl-C came in the middle of writing to the same stream
                 bar.write("finishing the step ...", file=sys.stderr)
 
-    with bar, _held_interrupt(announce) as interrupted:
+    with bar, _held_signals(announce) as interrupted:
         taken, looked, most = first, start, 1
         for step in range(first + 1, steps + 1):
             rate = None if schedule == "constant" else cosine_rate(optimizer.learning_rate, step, steps)
@@ -210,15 +214,6 @@ def train(
 def cosine_rate(learning_rate, step, steps):
     """Return the learning rate of a step, counted from 1, of ``schedule="cosine"``."""
     return learning_rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-
-
-def write_history(path, records):
-    """Write a history as CSV: one row per step, empty where nothing was measured."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for step, loss, measured, seconds in zip(*(records[name] for name in COLUMNS), strict=True):
-            writer.writerow([step, loss, "" if np.isnan(measured) else measured, f"{seconds:.3f}"])
 
 
 def _check_scheduled(optimizer, schedule):
@@ -269,7 +264,7 @@ def _validation(net, task, validate, seed):
     if isinstance(validate, tuple) and len(validate) == 2:
         sets, targets = validate
     else:
-        sets, targets = task.sample(check_integer(validate, "validate", minimum=1), _generator(seed, _VALIDATION))
+        sets, targets = sample(task, check_integer(validate, "validate", minimum=1), _generator(seed, _VALIDATION))
     sets = net.as_sets(sets)
     return sets, as_targets(targets, net.prediction_shape(sets), net.dtype)
 
@@ -286,26 +281,33 @@ def _kept(checkpoint):
 
 
 @contextmanager
-def _held_interrupt(announce):
-    """Give an event that Ctrl-C sets, instead of breaking off within a step; a second Ctrl-C does break off.
+def _held_signals(announce):
+    """Give an event that Ctrl-C or SIGTERM sets, instead of breaking off within a step; a second one does break off.
 
-    ``announce()`` is called at the first.
+    ``announce()`` is called at the first. What a program does about SIGTERM itself stays so, and so does its being
+    deaf to Ctrl-C, as what a script starts in the background is.
     """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted  # only the main thread is asked about signals
         return
-    before = signal.getsignal(signal.SIGINT)
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = [signal.SIGTERM] if found[signal.SIGTERM] is signal.SIG_DFL else []
+    if found[signal.SIGINT] not in (None, signal.SIG_IGN):  # None: not Python's, and could not be put back
+        ours.append(signal.SIGINT)
 
     def remember(number, frame):
         interrupted.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
         announce()
 
-    if before is not None:  # None: a handler that is not Python's, which could not be put back
-        signal.signal(signal.SIGINT, remember)
+    def restore():
+        for number in ours:
+            signal.signal(number, found[number])
+
+    for number in ours:
+        signal.signal(number, remember)
     try:
         yield interrupted
     finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
+        restore()

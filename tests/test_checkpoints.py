@@ -5,9 +5,11 @@ import stat
 import numpy as np
 import pytest
 from cases import BACKENDS
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import fastperm
+from fastperm import checkpoints
 from fastperm.checkpoints import load_checkpoint, save_checkpoint
 
 
@@ -213,3 +215,28 @@ def test_a_configuration_that_speaks_of_backends_is_a_bad_file(saved):
 def test_an_unknown_backend_is_not_taken_for_a_bad_file(saved):
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'reference', 'cpu', 'cuda', got 'gpu'"):
         fastperm.load(saved[1], backend="gpu")
+
+
+def test_what_is_equal_is_written_to_the_same_bits(tmp_path):
+    contents = set()
+    for i in range(8):  # of four entries in an order by chance
+        path = tmp_path / f"{i}.safetensors"
+        fastperm.DeepSet(2, 5, 2, 3, seed=0).save(path)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    fastperm.DeepSet(2, 5, 2, 3, seed=1).save(path)
+    assert path.read_bytes() not in contents
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(saved, monkeypatch):
+    net, path = saved
+    before = path.read_bytes()
+
+    def full(*arguments, **settings):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OSError, match=r"net\.safetensors could not be written: .*No space left"):
+        net.save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]

@@ -875,3 +875,74 @@ def test_tables():
     assert column([0.5, -12.25, float("nan")]) == ["0.5000", "-12.2500", "-"]
     assert column([5e-5, 2e-7]) == ["5.000e-05", "2.000e-07"]
     assert column([]) == []
+
+
+@pytest.mark.parametrize("command", [["train"], ["sweep", "width=4"], ["figures", "1"]], ids=lambda command: command[0])
+def test_a_folder_without_a_name_is_not_the_current_one(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "expected the name of a folder, got an empty one" in errors_of(run(*command, "--out", "", code=2))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["history.csv", "samples.png", "run.json"])
+def test_a_new_run_replaces_nothing(tmp_path, name):
+    own = tmp_path / name
+    own.write_text("{}")
+    found = errors_of(run("train", "--out", tmp_path, *SMALL, "--steps", 1, code=1))
+    assert str(own) in found
+    assert "is there already" in found or "was not written by" in found
+    assert own.read_text() == "{}"
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    run("train", "--out", tmp_path / "run", *SMALL, "--steps", 1)
+    for path in (tmp_path / "run").iterdir():
+        if path.name != "run.json":
+            path.unlink()
+    run("train", "--out", tmp_path / "run", *SMALL, "--steps", 2)
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_predict_from_and_to_what_is_no_file(trained, samples, tmp_path, monkeypatch):
+    assert "cannot be -" in errors_of(run("predict", trained[0], samples, "--out", "-", code=2))
+    assert "/dev/null is no file" in errors_of(run("predict", trained[0], samples, "--out", "/dev/null", code=2))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    reads, writes = os.pipe()
+    os.write(writes, samples.read_bytes())
+    os.close(writes)
+    run("predict", trained[0], f"/dev/fd/{reads}", "--no-picture")
+    os.close(reads)
+    assert os.listdir() == ["samples-spectrum.csv"]
+
+
+def test_predict_makes_a_folder_that_ends_with_a_slash(trained, samples, tmp_path):
+    run("predict", trained[0], samples, "--no-picture", "--out", f"{tmp_path}/new/")
+    assert os.listdir(tmp_path / "new") == ["samples-spectrum.csv"]
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        ({"out_features": 1}, "the network has out_features=1, the task out_features=4"),
+        ({"in_features": 3}, "the network has in_features=3, the task in_features=2"),
+        ({"pool": None}, "the network has no pooling"),
+    ],
+    ids=str,
+)
+def test_networks_that_do_not_fit_the_task_are_refused(net, message):
+    task = fastperm.PowerSpectrum(set_size=16)
+    net = fastperm.DeepSet(**{"in_features": 2, "width": 4, "depth": 1, "out_features": 4, "seed": 0} | net)
+    with pytest.raises(ValueError, match=message):
+        estimation.evaluate(net, task, sets=1)
+    with pytest.raises(ValueError, match=message):
+        estimation.estimate_log_powers(net, task, [1.0], [2.0])
+
+
+@pytest.mark.parametrize(("x", "y"), [([1, 2], [1]), ([[1, 2]], [[1, 2]]), (1, 1)])
+def test_samples_are_two_rows_of_as_many_numbers(x, y):
+    net = fastperm.DeepSet(2, 4, 1, 4, seed=0)
+    with pytest.raises(ValueError, match=r"x and y must have one shape \(n,\), got"):
+        estimation.estimate_log_powers(net, fastperm.PowerSpectrum(set_size=16), x, y)

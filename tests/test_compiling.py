@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import subprocess
@@ -182,3 +183,19 @@ def test_the_folder_is_the_users_cache(monkeypatch):
 pytestmark = pytest.mark.skipif(
     os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="there is nothing to cache without the compiler"
 )
+
+
+def test_one_hears_that_compiled_code_cannot_be_kept(monkeypatch, tmp_path, caplog):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("FASTPERM_CACHE_DIR", str(blocked / "cache"))
+    assert compiling.why_not_kept() == os.strerror(errno.ENOTDIR)
+    compiling._say_that_it_compiles.cache_clear()
+    doubled = compiling.jit(lambda x: 2 * x)
+    assert not caplog.messages
+    assert [doubled(3), doubled(1.5)] == [6, 3.0]
+    (message,) = caplog.messages
+    assert f"in every process: they cannot be kept in {blocked / 'cache'} (Not a directory)" in message
+    monkeypatch.setenv("FASTPERM_CACHE_DIR", str(tmp_path / "new"))
+    assert compiling.why_not_kept() is None
+    compiling._say_that_it_compiles.cache_clear()

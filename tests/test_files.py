@@ -1,4 +1,6 @@
+import errno
 import os
+import re
 import stat
 import threading
 
@@ -75,3 +77,25 @@ def test_a_fifo_stays_and_receives_the_content(tmp_path):
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(IsADirectoryError, match=str(tmp_path)), replacing(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("names_temporary", [False, True])
+def test_an_error_of_writing_names_the_file(tmp_path, names_temporary):
+    path, message = tmp_path / "result.csv", f"[Errno {errno.ENOSPC}] No space left on device"
+    with pytest.raises(OSError, match=re.escape(f"{message}: '{path}'")) as found, replacing(path) as temporary:
+        raise OSError(errno.ENOSPC, "", *([str(temporary)] if names_temporary else []))
+    assert found.value.filename == str(path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_about_another_file_stays_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as found, replacing(tmp_path / "result.csv"):
+        (tmp_path / "missing.csv").read_text()
+    assert str(found.value.filename) == str(tmp_path / "missing.csv")
+
+
+def test_a_full_device_is_named():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"), replacing("/dev/full") as temporary:
+        temporary.write_text("1")

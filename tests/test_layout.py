@@ -21,7 +21,7 @@ FLOORS = (
     ("kernels",),
     ("backend", "checks", "files", "gpu", "parameters", "sets", "streams", "symmetries", "threads"),
     ("layers", "losses", "adam"),
-    ("network", "steps", "training", "checkpoints", "paths"),
+    ("network", "steps", "training", "checkpoints", "history", "paths"),
     ("power_spectrum", "optimum", "baselines", "estimation", "figures", "runs"),
     ("executors", "sweeps", "paper", "paper_figures"),
     ("cli", "__main__"),

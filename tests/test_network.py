@@ -248,3 +248,11 @@ def test_a_precision_that_the_backend_does_not_know():
         fastperm.DeepSet(2, 3, 1, 1, backend="cpu").to("reference", precision="bfloat16")
     with pytest.raises(ValueError, match="precision must be one of"):
         fastperm.DeepSet(2, 3, 1, 1, backend="cpu", precision="float16")
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "seed"])
+def test_a_seed_that_is_none_is_refused_by_name(seed):
+    with pytest.raises(
+        (TypeError, ValueError), match=f"seed must be as numpy.random.default_rng takes it, got {seed!r}"
+    ):
+        fastperm.DeepSet(2, 4, 1, 1, seed=seed)

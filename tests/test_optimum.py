@@ -373,3 +373,9 @@ def test_other_sets_are_refused():
         spectrum_posterior(np.zeros((1, 4, 3)), PowerSpectrum())
     with pytest.raises(ValueError, match="expected sets without weights"):
         spectrum_posterior(Sets.dense(np.zeros((1, 4, 2)), np.ones((1, 4))), PowerSpectrum())
+
+
+@pytest.mark.parametrize("task", [None, np.zeros((1, 5, 2)), "task"], ids=["none", "swapped", "name"])
+def test_a_task_is_expected(task):
+    with pytest.raises(TypeError, match="task must be a PowerSpectrum, got"):
+        spectrum_posterior(np.zeros((1, 5, 2)), task)

@@ -247,7 +247,9 @@ def test_cores_are_shared_out(monkeypatch):
     assert [share(20), share(3), share(1), share(20, 2), share(20, None, 3), share(20, 2, 4)] == [
         *((8, 1), (3, 2), (1, 8), (2, 4), (2, 3), (2, 4))
     ]
-    with pytest.raises(ValueError, match="at most 8, the cores that this process may use, got 3 times 4"):
+    with pytest.raises(
+        ValueError, match="at most 8, the cores that this process may use, by FASTPERM_NUM_THREADS, got 3 times 4"
+    ):
         share(20, 3, 4)
     with pytest.raises(ValueError, match="at most 8"):
         share(20, 9)
@@ -406,3 +408,9 @@ def test_widths_of_each_layer_say_the_depth():
     assert (settings["width"], settings["depth"]) == ([64, 32, 8], 3)
     with pytest.raises(ValueError, match="one entry for each of the 2 layers"):
         sweeps.complete({"width": [64, 32, 8], "depth": 2}, sweeps.Tests())
+
+
+def test_values_of_a_grid_may_be_an_array():
+    found = sweeps.product({"width": np.array([4, 8]), "learning_rate": np.array([0.5]), "seed": 1})
+    assert found == [{"width": width, "learning_rate": 0.5, "seed": 1} for width in (4, 8)]
+    assert all(type(cell["width"]) is int for cell in found)

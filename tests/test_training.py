@@ -321,11 +321,13 @@ def test_progress_bar_shows_loss_and_speed(capsys):
     assert "sets/s" in shown
 
 
-@pytest.mark.parametrize(("checkpoint", "history"), [("state.csv", None), ("state", "state"), ("state", "a/../state")])
+@pytest.mark.parametrize(
+    ("checkpoint", "history"), [("state.csv", "state.csv"), ("state", "state"), ("state", "a/../state")]
+)
 def test_checkpoint_and_history_must_be_two_files(tmp_path, checkpoint, history):
     (tmp_path / "a").mkdir()
     with pytest.raises(ValueError, match="checkpoint and history would both be"):
-        run(make_net(), steps=1, checkpoint=tmp_path / checkpoint, history=history and tmp_path / history)
+        run(make_net(), steps=1, checkpoint=tmp_path / checkpoint, history=tmp_path / history)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
@@ -357,3 +359,87 @@ def test_ctrl_c_says_that_it_was_heard(capsys):
     with pytest.raises(KeyboardInterrupt, match="stopped after step 1"):
         fastperm.train(make_net(), Interrupting(), steps=5, batch=8, validate=None)
     assert "finishing the step ..." in capsys.readouterr().err
+
+
+def test_each_checkpoint_has_a_history_of_its_own(tmp_path):
+    for name in ("lr0.1", "lr0.01", "run.safetensors"):
+        run(make_net(), steps=2, checkpoint=tmp_path / name)
+    histories = {path.name for path in tmp_path.glob("*.csv")}
+    assert histories == {"lr0.1.csv", "lr0.01.csv", "run.csv"}
+
+
+@pytest.mark.parametrize("options", [{"checkpoint": "mine.safetensors"}, {"history": "mine.csv"}], ids=str)
+def test_a_new_run_replaces_no_file_by_its_history(tmp_path, options):
+    own = tmp_path / "mine.csv"
+    own.write_text("mine")
+    options = {name: tmp_path / file for name, file in options.items()}
+    with pytest.raises(FileExistsError, match=r"mine\.csv is there already, and would become the history"):
+        run(make_net(), steps=2, resume=True, **options)
+    assert own.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
+
+
+def sends(number, at=3):
+    """Return a task that sends this process a signal as it draws a batch."""
+
+    class Task:
+        drawn = 0
+
+        def sample(self, batch, generator):
+            self.drawn += 1
+            if self.drawn == at:
+                signal.raise_signal(number)
+            return TASK.sample(batch, generator)
+
+    return Task()
+
+
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_sigterm_finishes_the_step_and_saves(tmp_path, handlers):
+    path = tmp_path / "run.safetensors"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3; the last checkpoint is"):
+        run(make_net(), sends(signal.SIGTERM), steps=9, checkpoint=path, validate=None)
+    assert len(load_checkpoint(path)[2]["step"]) == 3
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_a_program_does_about_sigterm_stays(handlers):
+    heard = []
+    signal.signal(signal.SIGTERM, lambda *_: heard.append("sigterm"))
+    history = run(make_net(), sends(signal.SIGTERM), steps=5, validate=None)
+    assert len(history["step"]) == 5
+    assert heard == ["sigterm"]
+
+
+def test_a_process_that_ignores_ctrl_c_goes_on_doing_so(handlers):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert len(run(make_net(), sends(signal.SIGINT), steps=5, validate=None)["step"]) == 5
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("optimizer", ["adam", fastperm.Adam, object()], ids=["name", "class", "object"])
+def test_an_optimizer_must_take_steps(optimizer):
+    net, (sets, targets) = make_net(), TASK.sample(2, 0)
+    with pytest.raises(TypeError, match="optimizer must be an Adam, or an object with a method step"):
+        run(net, steps=1, optimizer=optimizer)
+    with pytest.raises(TypeError, match="optimizer must be an Adam, or an object with a method step"):
+        fastperm.train_step(net, sets, targets, optimizer)
+
+
+@pytest.mark.parametrize("drawn", [None, np.zeros(2), (1, 2, 3)], ids=["none", "array", "three"])
+@pytest.mark.parametrize("validate", [None, 4], ids=["batch", "validation"])
+def test_a_task_must_draw_sets_and_targets(drawn, validate):
+    class Task:
+        def sample(self, batch, generator):
+            return drawn
+
+    with pytest.raises(TypeError, match=r"sample\(batch, generator\) must return \(sets, targets\), got"):
+        run(make_net(), Task(), steps=1, validate=validate)

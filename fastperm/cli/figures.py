@@ -2,7 +2,7 @@
 
 import click
 
-from fastperm.cli.options import NO_PICTURE, Names
+from fastperm.cli.options import NO_PICTURE, Folder, Names
 from fastperm.cli.sweep import executor_options, report_failures, to_be_continued
 
 FIGURES = ("1", "2", "3", "4", "5")
@@ -18,7 +18,7 @@ NETWORKS = ("plain", "circle")
     default="small",
     help="How much to compute: about an hour on 2 cores, hours, or what needs a GPU.",
 )
-@click.option("--out", type=click.Path(file_okay=False), default="runs/figures", help="Folder of the results.")
+@click.option("--out", type=Folder(), default="runs/figures", help="Folder of the results.")
 @click.option("--networks", type=Names(NETWORKS), help=f"Some of {', '.join(NETWORKS)}.  [default: all]")
 @click.option("--draw-only", is_flag=True, help="Draw from the CSV files in the folder, and compute nothing.")
 @executor_options

@@ -118,7 +118,9 @@ def _threads():
         from fastperm.kernels.cpu import compiling, workers
     except ImportError:
         return {}
+    why = compiling.why_not_kept()
+    kept = "FASTPERM_CACHE_DIR sets another folder" if why is None else f"cannot be kept there: {why}"
     return {
         "threads": f"{workers.get_num_threads()} (FASTPERM_NUM_THREADS sets another number)",
-        "compiled code": f"{compiling.cache_folder()} (FASTPERM_CACHE_DIR sets another folder)",
+        "compiled code": f"{compiling.cache_folder()} ({kept})",
     }

@@ -45,6 +45,19 @@ class Range(click.ParamType):
         return numbers[0] if len(numbers) == 1 else numbers
 
 
+class Folder(click.Path):
+    """A folder to write to; an empty name, such as that of a variable that is not set, would be the current one."""
+
+    def __init__(self):
+        super().__init__(file_okay=False)
+
+    def convert(self, value, param, ctx):
+        """Return the name, or fail with a message."""
+        if value == "":
+            self.fail("expected the name of a folder, got an empty one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Several(click.ParamType):
     """Values of one type with commas between: a list."""
 

@@ -1,6 +1,7 @@
 """``fastperm predict``."""
 
 import csv
+import os
 from pathlib import Path
 
 import click
@@ -72,10 +73,15 @@ def predict(run, samples, out, picture, backend, precision, threads):
 
 def _outputs(samples, out):
     """Return where to write the CSV file and the picture."""
-    if out == "":
-        raise click.UsageError("--out is empty; expected the name of a CSV file or a folder")
-    source = Path("samples" if samples == "-" else samples)
-    if out is None or Path(out).is_dir():
+    if out in ("", "-"):
+        named = "is empty" if out == "" else "cannot be -, as the estimates are printed anyway"
+        raise click.UsageError(f"--out {named}; expected the name of a CSV file or a folder")
+    source = Path(samples)
+    if samples == "-" or (source.exists() and not source.is_file() and not source.is_dir()):
+        source = Path("samples")  # a pipe has no folder of its own
+    if out is not None and Path(out).exists() and not Path(out).is_file() and not Path(out).is_dir():
+        raise click.UsageError(f"--out {out} is no file; expected the name of a CSV file or a folder")
+    if out is None or Path(out).is_dir() or out.endswith(("/", os.sep)):
         base = (source.parent if out is None else Path(out)) / f"{source.stem}-spectrum"
     else:
         base = Path(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fastperm.cli.options import Range, Several, backend_option, progress_option, usage_errors
+from fastperm.cli.options import Folder, Range, Several, backend_option, progress_option, usage_errors
 from fastperm.cli.tables import column, table
 
 # Settings that the help explains by those of `fastperm train`.
@@ -46,7 +46,7 @@ def executor_options(function):
 
 @click.command(no_args_is_help=True)
 @click.argument("settings", nargs=-1, metavar="[NAME=VALUE[,...]]...")
-@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder of the sweep.")
+@click.option("--out", required=True, type=Folder(), help="Folder of the sweep.")
 @click.option("--grid", type=click.Path(dir_okay=False), help="TOML file with settings, and tests in a table [tests].")
 @click.option(
     "--table", "table_path", type=click.Path(dir_okay=False, allow_dash=True), help="Write all errors as CSV."

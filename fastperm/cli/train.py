@@ -14,6 +14,7 @@ from fastperm.cli.options import (
     SCALES,
     SCHEDULES,
     SYMMETRIES,
+    Folder,
     Range,
     Several,
     backend_option,
@@ -38,6 +39,8 @@ _TEST_SETS = 1024
 # For the optimum in the learning curve, and up to how many equations it is found at once.
 _OPTIMUM_SETS, _OPTIMUM_UNKNOWNS = 128, 256
 
+_PICTURES = _LEARNING_CURVE, _SPECTRA, _SAMPLES = "learning_curve.png", "spectra.png", "samples.png"
+
 # Frequencies whose error is printed while training goes on.
 _REPORTED = 6
 
@@ -45,7 +48,7 @@ _positive = click.IntRange(min=1)
 
 
 @click.command()
-@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder of the run, such as runs/first.")
+@click.option("--out", required=True, type=Folder(), help="Folder of the run, such as runs/first.")
 @click.option(
     "--k-max", type=_positive, metavar="N", default=4, help="Highest frequency in the functions, in cycles per 2 pi."
 )
@@ -135,8 +138,8 @@ def train(ctx, out, resume, progress, threads, **options):
     training (checkpoint.safetensors), the losses (history.csv), and at the end the network (model.safetensors)
     and pictures.
 
-    Ctrl-C finishes the step and saves it. With --resume, options that are not given are those that the run was
-    started with; --steps, --learning-rate, --schedule, --every and --validate may be given new values.
+    Ctrl-C, or SIGTERM, finishes the step and saves it. With --resume, options that are not given are those that the
+    run was started with; --steps, --learning-rate, --schedule, --every and --validate may be given new values.
     """
     from fastperm.runs import Run
 
@@ -170,6 +173,17 @@ def _check_folder(run, resume):
         raise FileNotFoundError(
             f"{run.folder} has a {run.checkpoint.name} but no {run.settings.name}, which says what run it is"
         )
+    if there:
+        return
+    # A run that was killed early leaves its settings alone; whatever else is there is somebody's own.
+    others = (run.history, *(run.folder / name for name in _PICTURES))
+    if run.settings.exists():
+        run.read()
+    for path in others:
+        if path.exists():
+            raise FileExistsError(
+                f"{path} is there already, and no run beside it: choose another --out, or move it away"
+            )
 
 
 def _stored_options(stored):
@@ -306,15 +320,15 @@ def _draw(run, task, history, evaluation, optimum, seed):
     prior = task.prior_mean_error()
     truths, estimates = evaluation
     pictures = {
-        "learning_curve.png": lambda path: figures.learning_curve(
+        _LEARNING_CURVE: lambda path: figures.learning_curve(
             path, history, prior_error=prior.mean(), optimum_error=optimum, target=target
         ),
-        "spectra.png": lambda path: figures.spectra(
+        _SPECTRA: lambda path: figures.spectra(
             path, task.frequencies, truths, estimates, evaluation.mean, prior, target=target
         ),
     }
     if examples := example_functions(task, seed):
-        pictures["samples.png"] = lambda path: figures.samples(path, examples)
+        pictures[_SAMPLES] = lambda path: figures.samples(path, examples)
     drawn = []
     for name, draw in pictures.items():
         try:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 import numba
@@ -31,10 +32,27 @@ def cache_folder():
 _logger = logging.getLogger("fastperm")
 
 
+def why_not_kept():
+    """Return why compiled code cannot be kept in `cache_folder`, or None if it can."""
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_folder()):
+            return None
+    except OSError as error:
+        return error.strerror
+
+
 @functools.cache
 def _say_that_it_compiles():
     """Say, once in a process, what takes the time: a first step that seems to hang would be killed."""
-    _logger.warning("compiling kernels, up to a minute; they are kept in %s", cache_folder())
+    if why := why_not_kept():
+        _logger.warning(
+            "compiling kernels, up to a minute, in every process: they cannot be kept in %s (%s); "
+            "FASTPERM_CACHE_DIR sets another folder",
+            *(cache_folder(), why),
+        )
+    else:
+        _logger.warning("compiling kernels, up to a minute; they are kept in %s", cache_folder())
 
 
 @functools.cache
@@ -125,6 +143,13 @@ class _FunctionCache(caching.FunctionCache):
     def save_overload(self, sig, data):
         with contextlib.suppress(OSError):
             super().save_overload(sig, data)
+
+
+class _NoCache(caching.NullCache):
+    """In a home that cannot be written to, every process compiles anew."""
+
+    def load_overload(self, sig, target_context):
+        _say_that_it_compiles()
 
 
 class _SubroutineCache(_FunctionCache):
@@ -235,8 +260,9 @@ def c_function(function, signature):
 
 
 def _cached(compiled, function, cache=_FunctionCache):
-    # In a home that cannot be written to, every process compiles anew.
-    with contextlib.suppress(OSError):
+    try:
         cache_folder().mkdir(parents=True, exist_ok=True)
         compiled._cache = cache(function)
+    except OSError:
+        compiled._cache = _NoCache()
     return compiled
