@@ -190,6 +190,8 @@ def _submit(executor, function, waiting, at_once, report, end=lambda: None):
 def _start_worker():
     """Leave Ctrl-C to training, which finishes its step, and end with the parent however it ends."""
     signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which training would leave as it is
+    # Nor SIG_DFL: of a pool that breaks, those who do not end at once wait forever for a lock that a dead one holds.
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     parent = multiprocessing.parent_process()
     if parent is not None:
 

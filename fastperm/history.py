@@ -1,5 +1,6 @@
 """The history of a run as a CSV file, to which the rows of each checkpoint are added."""
 
+import contextlib
 import csv
 import math
 import os
@@ -39,15 +40,37 @@ class HistoryFile:
             If the file cannot be written.
         """
         if self._left is not None and self._found() == self._left:
-            with self.path.open("a", newline="") as file:
-                _write_rows(file, records, self._rows)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with self.path.open("a", newline="") as file:
+                    _write_rows(file, records, self._rows)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:  # such as a full disk, which names no file
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, self._left[1])  # bytes, as it was
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
         else:
             with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
                 csv.writer(file).writerow(COLUMNS)
                 _write_rows(file, records, 0)
         self._rows, self._left = len(records["step"]), self._found()
+
+    def check(self, begins):
+        """Refuse a file that is there already, unless it is the history of a run that goes on.
+
+        Raises
+        ------
+        FileExistsError
+            If ``begins``, or the file is no history.
+        """
+        if not self.path.is_file():
+            return
+        name = os.path.realpath(self.path)
+        if begins:
+            raise FileExistsError(f"{name} is there already, and would become the history of this run; move it away")
+        with self.path.open(newline="", errors="replace") as file:
+            if next(csv.reader(file), None) != list(COLUMNS):
+                raise FileExistsError(f"{name} is there already, and is not the history of a run; move it away")
 
     def _found(self):
         """Return what tells whether another one has written to the file; None of what is no regular file."""

@@ -112,7 +112,7 @@ def train(
     KeyboardInterrupt
         After Ctrl-C, or SIGTERM, which batch systems send: the step is finished and the checkpoint written first.
     FileExistsError
-        If the checkpoint is there and ``resume`` is false, or the history is there and the run begins.
+        If the checkpoint is there and ``resume`` is false, or the history, and it is not that of the run that goes on.
     ValueError
         If the checkpoint belongs to another run or is damaged, an argument is out of range, or checkpoint and history
         are one file.
@@ -139,18 +139,19 @@ def train(
         history = checkpoint.with_suffix(".csv") if known else checkpoint.with_name(checkpoint.name + ".csv")
     if checkpoint is not None and os.path.realpath(checkpoint) == os.path.realpath(history):
         raise ValueError(f"checkpoint and history would both be {checkpoint}; give one of them another name")
-    if checkpoint is not None and checkpoint.exists():
-        if not resume:
-            raise FileExistsError(f"{checkpoint} is there already; resume=True goes on from it, or move it away")
+    begins = checkpoint is None or not checkpoint.exists()
+    if not (begins or resume):
+        raise FileExistsError(f"{checkpoint} is there already; resume=True goes on from it, or move it away")
+    history = None if history is None else HistoryFile(history)
+    if history is not None and (steps > 0 or not begins):
+        history.check(begins)
+    if not begins:
         records = _resume(checkpoint, net, optimizer, settings)
     elif checkpoint is not None and optimizer.steps > 0:
         raise ValueError(f"a run with a checkpoint begins with a new optimizer, got one of {optimizer.steps} steps")
-    if history is not None and os.path.isfile(history) and not (checkpoint is not None and checkpoint.exists()):
-        raise FileExistsError(f"{history} is there already, and would become the history of this run; move it away")
     first = len(records["step"])
     validation = _validation(net, task, validate, seed) if first < steps else None
     before = records["seconds"][-1] if first else 0.0
-    history = None if history is None else HistoryFile(history)
 
     def save():
         if not np.isfinite(net.parameters.flat).all():

@@ -1,6 +1,8 @@
 import csv
+import errno
 import math
 import os
+import re
 
 import pytest
 
@@ -71,6 +73,25 @@ def test_rows_that_were_cut_off_come_again(tmp_path, monkeypatch, written):
         patch.setattr(history, "_write_rows", lambda file, new, first: file.write("4,0.2") and 1 / 0)
         with pytest.raises(ZeroDivisionError):
             file.write(records(4))
+    file.write(records(5))
+    assert rows_of(path) == expected(5)
+
+
+def test_a_full_disk_leaves_the_rows_that_were_there(tmp_path, monkeypatch):
+    path = tmp_path / "losses.csv"
+    file = HistoryFile(path)
+    file.write(records(3))
+
+    def full(open_file, new, first):
+        open_file.write("4,0.2")
+        open_file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(history, "_write_rows", full)
+        with pytest.raises(OSError, match=re.escape(f"No space left on device: '{path}'")):
+            file.write(records(4))
+    assert rows_of(path) == expected(3)
     file.write(records(5))
     assert rows_of(path) == expected(5)
 

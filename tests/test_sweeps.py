@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -239,6 +240,44 @@ def test_a_worker_that_ends_abruptly_takes_one_cell_with_it():
     assert isinstance(results[1], BrokenExecutor)
     assert results[2] == 4
     assert isinstance(results[3], ZeroDivisionError)
+
+
+# Not before the other one trains: it would be given that, too.
+IDLES = """
+import os, pathlib, time
+while not pathlib.Path({1!r}).exists():
+    time.sleep(0.01)
+pathlib.Path({0!r}).write_text(str(os.getpid()))
+"""
+TRAINS = """
+import fastperm
+class Task:
+    def sample(self, batch, generator):
+        import fastperm, pathlib, time
+        pathlib.Path({0!r}).touch()
+        time.sleep(0.2)
+        return fastperm.PowerSpectrum(set_size=16).sample(batch, generator)
+net = fastperm.DeepSet(2, 4, 1, 4, seed=0, backend="reference")
+fastperm.train(net, Task(), steps=10**9, batch=2, validate=None, progress=False)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.timeout(90)
+def test_a_pool_that_breaks_ends_workers_that_train(tmp_path):
+    idle, training, found = tmp_path / "idle", tmp_path / "training", {}
+
+    def kill():
+        while not (idle.exists() and idle.read_text()):
+            time.sleep(0.01)
+        time.sleep(0.2)  # until it waits for more, with the lock that the others then wait for
+        os.kill(int(idle.read_text()), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    jobs = [(IDLES.format(str(idle), str(training)),), (TRAINS.format(str(training)),)]
+    executors.run_on(2, exec, jobs, lambda job, result: found.update({job: result}))
+    assert found[jobs[0]] is None
+    assert isinstance(found[jobs[1]], BrokenExecutor)
 
 
 def test_cores_are_shared_out(monkeypatch):

@@ -379,6 +379,24 @@ def test_a_new_run_replaces_no_file_by_its_history(tmp_path, options):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
 
 
+def test_a_run_that_goes_on_replaces_no_file_but_its_history(tmp_path):
+    path, own = tmp_path / "run.safetensors", tmp_path / "mine.csv"
+    run(make_net(), steps=2, checkpoint=path)
+    own.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"mine\.csv is there already, and is not the history of a run"):
+        run(make_net(), steps=4, checkpoint=path, resume=True, history=own)
+    assert own.read_text() == "mine"
+    run(make_net(), steps=4, checkpoint=path, resume=True)
+    assert len((tmp_path / "run.csv").read_text().splitlines()) == 5
+
+
+def test_a_run_of_no_steps_writes_no_history(tmp_path):
+    own = tmp_path / "mine.csv"
+    own.write_text("mine")
+    run(make_net(), steps=0, history=own)
+    assert own.read_text() == "mine"
+
+
 def sends(number, at=3):
     """Return a task that sends this process a signal as it draws a batch."""
 
