@@ -1,6 +1,7 @@
 """The cuda kernels as tests call them, in Numba's simulator or on a GPU; and Numba's compiler without pauses."""
 
 import gc
+import signal
 import sys
 
 import cases
@@ -11,6 +12,10 @@ from numba.core import event
 
 from fastperm import backend
 from fastperm.kernels.arrays import on_host
+
+# A shell that starts tests in the background has them ignore Ctrl-C, and so would the programs that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if cases.ON_NUMPY_GPU:  # `make ptx-test`
     import numpy_gpu
