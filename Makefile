@@ -55,11 +55,11 @@ demo: $(VENV)/.made-plot
 	    --steps 8000 --every 1000 --validate 1024 --seed 0
 	$(BIN)/fastperm predict $(RUN) examples/samples.csv --out $(RUN)/samples-spectrum
 
-# The second part takes some minutes; with an empty folder of compiled code, minutes of the first go into compiling.
 # Threads of BLAS wait for each other in loops: beside other tests on the same cores, all take twice the time.
 host-test simulator-test cuda-check ptx-test: export OMP_NUM_THREADS := 1
 host-test simulator-test cuda-check ptx-test: export OPENBLAS_NUM_THREADS := 1
 
+# Each part takes some minutes; with an empty folder of compiled code, more of the first go into compiling.
 test: host-test simulator-test
 
 host-test: $(VENV)/.made-test

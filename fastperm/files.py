@@ -12,6 +12,11 @@ _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 
 
+def is_special(path):
+    """Return whether there is something at a path that is neither a file nor a folder: a device, or a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Give a temporary name; what is written there takes the place of ``path`` if the block ends without error.
@@ -39,7 +44,7 @@ def replacing(path):
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    special = path.exists() and not path.is_file()
+    special = is_special(path)
     target = Path(os.path.realpath(path))
     if special:
         folder = Path(tempfile.gettempdir())

@@ -92,19 +92,13 @@ def test_equivariant_without_relu_and_without_gradient_of_the_input(cuda):
         assert error(array, other) <= TOLERANCE
 
 
-def as_many_partial_rows_as_on_a_gpu(monkeypatch):
-    from fastperm.kernels.cuda import pooling, product_finish
-
-    for module in (pooling, product_finish):
-        monkeypatch.setattr(module, "PARTIAL_ROWS", 32)
-
-
 @pytest.mark.skipif(not compiling.SIMULATED, reason="the other tests use these tiles on a GPU")
 def test_a_tile_of_the_size_that_a_gpu_gets(cuda, monkeypatch):
-    from fastperm.kernels.cuda import pooling, product
+    from fastperm.kernels.cuda import pooling, product, product_finish
 
     monkeypatch.setattr(product, "LIBRARY", 99)
-    as_many_partial_rows_as_on_a_gpu(monkeypatch)
+    for module in (pooling, product_finish):
+        monkeypatch.setattr(module, "PARTIAL_ROWS", 32)
     monkeypatch.setattr(compiling, "KERNELS", {})
     tile = product.Tile(16, 8, 2, 2, 16)
     assert (tile.threads, tile.rows, tile.columns) == (128, 128, 64)

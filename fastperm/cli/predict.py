@@ -73,13 +73,14 @@ def predict(run, samples, out, picture, backend, precision, threads):
 
 def _outputs(samples, out):
     """Return where to write the CSV file and the picture."""
+    from fastperm.files import is_special
+
     if out in ("", "-"):
         named = "is empty" if out == "" else "cannot be -, as the estimates are printed anyway"
         raise click.UsageError(f"--out {named}; expected the name of a CSV file or a folder")
-    source = Path(samples)
-    if samples == "-" or (source.exists() and not source.is_file() and not source.is_dir()):
-        source = Path("samples")  # a pipe has no folder of its own
-    if out is not None and Path(out).exists() and not Path(out).is_file() and not Path(out).is_dir():
+    # A pipe has no folder of its own.
+    source = Path("samples" if samples == "-" or is_special(Path(samples)) else samples)
+    if out is not None and is_special(Path(out)):
         raise click.UsageError(f"--out {out} is no file; expected the name of a CSV file or a folder")
     if out is None or Path(out).is_dir() or out.endswith(("/", os.sep)):
         base = (source.parent if out is None else Path(out)) / f"{source.stem}-spectrum"
