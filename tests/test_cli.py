@@ -946,3 +946,24 @@ def test_samples_are_two_rows_of_as_many_numbers(x, y):
     net = fastperm.DeepSet(2, 4, 1, 4, seed=0)
     with pytest.raises(ValueError, match=r"x and y must have one shape \(n,\), got"):
         estimation.estimate_log_powers(net, fastperm.PowerSpectrum(set_size=16), x, y)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastperm.estimation.compare", None)  # the work
+    file, link = tmp_path / "file", tmp_path / "link.csv"
+    file.touch()
+    link.symlink_to(file / "errors.csv")
+
+    def refused(path, option="--csv"):
+        return errors_of(run("evaluate", trained[0], option, path, code=2))
+
+    assert "expected the name of a file, got an empty one" in refused("")
+    assert "expected the name of a file, got an empty one" in refused("", "--picture")
+    assert f"{file} is not a folder" in refused(file / "errors.csv")
+    assert f"{file} is not a folder" in refused(file / "new" / "errors.png", "--picture")
+    assert f"{file} is not a folder" in refused(link)
+    assert "is a directory" in refused(tmp_path)
+    monkeypatch.setattr("os.access", lambda _, how, **__: how == os.R_OK)  # root may write anywhere
+    assert f"{tmp_path} may not be written to" in refused(tmp_path / "new" / "errors.csv")
+    sweep = run("sweep", "--out", tmp_path, "--table", tmp_path / "new.csv", code=2)
+    assert f"{tmp_path} may not be written to" in errors_of(sweep)

@@ -12,6 +12,7 @@ from fastperm.cli.options import (
     BASELINES,
     NO_PICTURE,
     Names,
+    OutputFile,
     Range,
     Several,
     backend_option,
@@ -47,7 +48,7 @@ _EXPECTED = "(expected)"
 @click.option(
     "--csv",
     "csv_path",
-    type=click.Path(dir_okay=False, allow_dash=True),
+    type=OutputFile(allow_dash=True),
     help="Write the errors to this file, too; - prints them instead of the table.",
 )
 @click.option(
@@ -56,7 +57,7 @@ _EXPECTED = "(expected)"
     default="all",
     help=f"Estimators to show beside the network: {', '.join(BASELINES)}.",
 )
-@click.option("--picture", type=click.Path(dir_okay=False), help="Draw the errors to this PNG file, too.")
+@click.option("--picture", type=OutputFile(), help="Draw the errors to this PNG file, too.")
 @progress_option
 @backend_option
 @precision_option

@@ -3,8 +3,11 @@
 import contextlib
 import os
 import sys
+from pathlib import Path
 
 import click
+
+from fastperm.files import is_special
 
 # Written out here, so that `fastperm --help` need not import the library; a test compares.
 BACKENDS = ("auto", "reference", "cpu", "cuda")
@@ -56,6 +59,28 @@ class Folder(click.Path):
         if value == "":
             self.fail("expected the name of a folder, got an empty one", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class OutputFile(click.Path):
+    """A file to write at the end of long work: that it could not be written is found before."""
+
+    def __init__(self, **settings):
+        super().__init__(dir_okay=False, **settings)
+
+    def convert(self, value, param, ctx):
+        """Return the name, or fail with a message."""
+        name = super().convert(value, param, ctx)
+        if name == "":
+            self.fail("expected the name of a file, got an empty one", param, ctx)
+        target = Path(os.path.realpath(name))  # of a link the target is replaced
+        if name == "-" or is_special(target):
+            return name
+        folder = next(folder for folder in target.parents if folder.exists())
+        if not folder.is_dir():
+            self.fail(f"{name} cannot be written: {folder} is not a folder", param, ctx)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            self.fail(f"{name} cannot be written: {folder} may not be written to", param, ctx)
+        return name
 
 
 class Several(click.ParamType):

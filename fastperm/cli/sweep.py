@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fastperm.cli.options import Folder, Range, Several, backend_option, progress_option, usage_errors
+from fastperm.cli.options import Folder, OutputFile, Range, Several, backend_option, progress_option, usage_errors
 from fastperm.cli.tables import column, table
 
 # Settings that the help explains by those of `fastperm train`.
@@ -48,9 +48,7 @@ def executor_options(function):
 @click.argument("settings", nargs=-1, metavar="[NAME=VALUE[,...]]...")
 @click.option("--out", required=True, type=Folder(), help="Folder of the sweep.")
 @click.option("--grid", type=click.Path(dir_okay=False), help="TOML file with settings, and tests in a table [tests].")
-@click.option(
-    "--table", "table_path", type=click.Path(dir_okay=False, allow_dash=True), help="Write all errors as CSV."
-)
+@click.option("--table", "table_path", type=OutputFile(allow_dash=True), help="Write all errors as CSV.")
 @click.option("--test-sets", type=_positive, metavar="N", help="Functions to test networks on.  [default: 1024]")
 @click.option("--test-seed", type=_natural, metavar="N", help="What these are drawn from.  [default: 0]")
 @click.option("--test-set-size", type=Several(Range()), help="Samples of each.  [default: as in training]")
