@@ -100,10 +100,7 @@ class Sets:
         x = check_real(x, "x", gpu=True)
         S, N, K = _dense_shape(x)
         if weights is not None:
-            weights = check_real(weights, "weights", gpu=True)
-            if weights.shape != (S, N):
-                raise ValueError(f"weights must have shape (S, N) = {(S, N)}, got {weights.shape}")
-            weights = weights.reshape(S * N)
+            weights = _padded_weights(weights, S, N).reshape(S * N)
         return cls(x.reshape(S * N, K), N * np.arange(S + 1, dtype=np.int64), weights)
 
     @classmethod
@@ -129,7 +126,7 @@ class Sets:
         return cls(*_stack_ragged(arrays, weights, "weights"))
 
     @classmethod
-    def masked(cls, x, mask):
+    def masked(cls, x, mask, weights=None):
         """Return the sets in a padded array: of each set, the elements where `mask` is True.
 
         Parameters
@@ -138,6 +135,8 @@ class Sets:
             What stands in the padding does not matter, NaN included. Only where nothing is padded is this not copied.
         mask : array_like of bools, or of integers 0 and 1, (S, N)
             True for an element that is present.
+        weights : array_like, (S, N), optional
+            What stands in the padding does not matter here either.
 
         Raises
         ------
@@ -167,7 +166,11 @@ class Sets:
         counts = on_host(present.sum(axis=1))
         if not counts.all():
             raise ValueError(f"set {np.argmin(counts)} has no elements: the mask leaves out all {N}")
-        return cls(x.reshape(S * N, K) if present.all() else x[present], _offsets_of(counts))
+        if weights is not None:
+            weights = _padded_weights(weights, S, N)
+            _check_beside(weights, x, "weights", "x")
+            weights = weights[present]
+        return cls(x.reshape(S * N, K) if present.all() else x[present], _offsets_of(counts), weights)
 
     @classmethod
     def mixture(cls, atoms, fractions):
@@ -438,6 +441,13 @@ def as_sets(x, *, features=None, dtype=None):
     if features is not None and sets.features != features:
         raise ValueError(f"expected K={features} features per element, got {sets.features}")
     return sets if dtype is None else sets.astype(dtype)
+
+
+def _padded_weights(weights, S, N):
+    weights = check_real(weights, "weights", gpu=True)
+    if weights.shape != (S, N):
+        raise ValueError(f"weights must have shape (S, N) = {(S, N)}, got {weights.shape}")
+    return weights
 
 
 def _dense_shape(x):

@@ -80,7 +80,7 @@ def test_every_way_to_make_sets(cupy, batch):
         sets = fastperm.Sets.ragged(map(take, arrays), map(take, weights))
         yield sets
         yield fastperm.Sets.dense(take(x), take(w))
-        yield fastperm.Sets.masked(take(x), take(mask))
+        yield fastperm.Sets.masked(take(x), take(mask), take(w))
         yield fastperm.Sets.mixture(map(take, arrays), map(take, weights))
         yield fastperm.Sets(take(x[0]), take(np.array([0, 1, 4])), take(w[0]))
         yield sets[1]

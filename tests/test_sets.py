@@ -79,15 +79,18 @@ def test_dense(dtype):
 @quick
 @given(cases(), st.sampled_from([bool, int, np.uint8]))
 def test_masked_is_ragged(case, mask_dtype):
-    arrays, _ = case
+    arrays, weights = case
     rng = np.random.default_rng(0)
     N = max(map(len, arrays)) + 1
     x = np.full((len(arrays), N, arrays[0].shape[1]), NAN, arrays[0].dtype)
     mask = np.zeros((len(arrays), N), mask_dtype)
+    padded = None if weights is None else np.full(mask.shape, NAN, arrays[0].dtype)
     for s, array in enumerate(arrays):
         places = np.sort(rng.choice(N, len(array), replace=False))
         x[s, places], mask[s, places] = array, 1
-    assert_sets(Sets.masked(x, mask), arrays, None)
+        if weights is not None:
+            padded[s, places] = weights[s]
+    assert_sets(Sets.masked(x, mask, padded), arrays, weights)
 
 
 def test_mixture_is_a_probability_measure():
@@ -407,6 +410,8 @@ def with_entry(shape, place, entry, fill=1.0):
         (lambda: Sets.masked(np.zeros((2, 0, 3)), np.ones((2, 0), bool)), ValueError, "set 0 has no elements"),
         (lambda: Sets.masked(np.zeros((0, 2, 3)), np.ones((0, 2), bool)), ValueError, "at least one set"),
         (lambda: Sets.masked(with_entry((1, 2, 3), (0, 1), NAN), [[0, 1]]), ValueError, "set 0, element 0: .*nan"),
+        (lambda: Sets.masked(A[None], [[1, 1]], [[1, 2, 3]]), ValueError, r"weights must .* \(1, 2\), got \(1, 3\)"),
+        (lambda: Sets.masked(B[None], [[0, 1, 1, 1]], [[1, 1, -1, 1]]), ValueError, "set 0, element 1: weights .* -1"),
         # mixture
         (lambda: Sets.mixture([A, B], None), TypeError, "fractions must hold .* got None"),
         (lambda: Sets.mixture([A, B], [[1, 1]]), ValueError, "fractions for each of the 2 sets, got 1"),
