@@ -90,6 +90,33 @@ def test_gradients_and_training_do_not_change_a_bit(backend, pool):
         assert same_bits(net.parameters.flat, wanted.setdefault("parameters", net.parameters.flat.copy()))
 
 
+@pytest.mark.parametrize("symmetry", [None, "circle"])
+@pytest.mark.parametrize("pool", ["mean", "max", None])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_elements_get_equal_bits(backend, pool, symmetry):
+    """Wherever they stand, with `invariance="rounding"` too: what ties for a maximum must not do so by chance."""
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        few = generator.standard_normal((5, 3)).astype("float32")
+        which = generator.integers(5, size=61)
+        counts = [7, 54]
+        net = fastperm.DeepSet(
+            *(3, [int(width) for width in generator.integers(1, 70, size=2)], 2, 2),
+            pool=pool, aggregate="max" if pool == "max" and symmetry is None else "mean", symmetry=symmetry,
+            backend=backend, seed=seed,
+        )
+        sets = fastperm.Sets(few[which], np.cumsum([0, *counts]))
+        y, saved = net.forward(sets)
+        of_set = np.repeat([0, 1], counts)
+        dy = generator.standard_normal((2, 5, 2))[of_set, which] if pool is None else generator.standard_normal((2, 2))
+        results = [net.backward(dy, saved)] + ([y, net(sets)] if pool is None else [])
+        for rows in results:
+            for s in range(2):
+                for element in range(5):
+                    own = rows[(of_set == s) & (which == element)]
+                    assert len({row.tobytes() for row in own}) == (len(own) > 0), (seed, s, element)
+
+
 @pytest.mark.parametrize("pool", ["mean", None])
 def test_large_sets_do_not_change_a_bit(monkeypatch, pool):
     counts = [3, 2500, 40]

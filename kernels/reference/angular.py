@@ -53,7 +53,8 @@ def angular_basis_backward(
     dangles,  # (T,), overwritten
 ):
     M = E.shape[1] // 2
-    dangles[:] = (E[:, :M] * dE[:, M:] - E[:, M:] * dE[:, :M]) @ np.arange(1, M + 1, dtype=E.dtype)
+    orders = np.arange(1, M + 1, dtype=E.dtype)
+    dangles[:] = np.sum(orders * (E[:, :M] * dE[:, M:] - E[:, M:] * dE[:, :M]), axis=1)
 
 
 def angular_filter(

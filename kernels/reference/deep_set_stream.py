@@ -22,6 +22,7 @@ import numpy as np
 from fastperm.kernels.reference.angular import angular_basis, angular_filter
 from fastperm.kernels.reference.deep_set import split_angles, split_parameters
 from fastperm.kernels.reference.dense import dense_forward
+from fastperm.kernels.reference.product import product
 
 # A stream comes in blocks of a multiple of so many rows; only the last may have any number. How many rows a kernel sums
 # at once then does not depend on how somebody cut the stream, and nor does any bit.
@@ -104,7 +105,9 @@ def _hidden(x, layers, c, orders):
     """Return h_i, c being that of i layers, and E."""
     E, x = split_angles(x, orders, angular_basis, np.empty)
     for (W_self, _, b, *_), own in zip(layers, c.reshape(-1, 1 + 2 * orders, c.shape[1]), strict=False):
-        z = x @ W_self + own[0, : b.size]
+        z = np.empty((len(x), b.size), x.dtype)
+        product(x, W_self, y=z)
+        z += own[0, : b.size]
         if orders:
             z += E @ own[1:, : b.size]
         x = np.maximum(z, 0)

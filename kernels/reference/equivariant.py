@@ -16,6 +16,7 @@ and for the mean the last term is (w_n / W_s) G_s W_poolᵀ.
 import numpy as np
 
 from fastperm.kernels.reference.pooling import pooling_backward, pooling_forward
+from fastperm.kernels.reference.product import product
 
 
 def equivariant_forward(
@@ -32,7 +33,7 @@ def equivariant_forward(
     m,  # (S, K_in)
 ):
     pooling_forward(x, offsets, weights, aggregate, p=m)
-    np.matmul(x, W_self, out=y)
+    product(x, W_self, y=y)
     y += np.repeat(m @ W_pool + b, np.diff(offsets), axis=0)
     if activation == "relu":
         np.maximum(y, 0, out=y)
@@ -61,5 +62,7 @@ def equivariant_backward(
     dW_pool += m.T @ G
     db += G.sum(axis=0)
     if dx is not None:
-        pooling_backward(G @ W_pool.T, x, m, offsets, weights, aggregate, dx=dx)
-        dx += g @ W_self.T
+        product(g, W_self.T, y=dx)
+        pooled = np.empty_like(dx)
+        pooling_backward(G @ W_pool.T, x, m, offsets, weights, aggregate, dx=pooled)
+        dx += pooled
