@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastperm import backend as backends
-from fastperm.checks import DTYPES, check_number
+from fastperm.checks import DTYPES, check_integer, check_number
 from fastperm.kernels.arrays import on_backend, on_host
 from fastperm.parameters import Parameters
 
@@ -18,7 +18,7 @@ class Adam:
     Parameters
     ----------
     learning_rate : float, default=1e-3
-        lr. The attribute may be changed between steps.
+        lr, positive. The attribute may be changed between steps.
     beta1 : float, default=0.9
         Decay of the mean of the gradient.
     beta2 : float, default=0.999
@@ -41,12 +41,21 @@ class Adam:
     """
 
     def __init__(self, learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-7):
-        self.learning_rate = check_number(learning_rate, "learning_rate", above=0)
+        self.learning_rate = learning_rate
         self.beta1 = check_number(beta1, "beta1", minimum=0, below=1)
         self.beta2 = check_number(beta2, "beta2", minimum=0, below=1)
         self.epsilon = check_number(epsilon, "epsilon", above=0)
         self.steps = 0
         self._moments: list[dict] = [{}, {}]  # by name, in the order of ORDERS
+
+    @property
+    def learning_rate(self):
+        """Lr."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self._learning_rate = check_number(learning_rate, "learning_rate", above=0)
 
     def config(self):
         """Return the constructor's arguments."""
@@ -105,12 +114,38 @@ class Adam:
         return state
 
     def load_state(self, state):
-        """Take over a state that `state` returned."""
-        self._moments = [
+        """Take over a state that `state` returned, of this optimiser or of another one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it is no such state. Then nothing has changed.
+        """
+        if strange := [name for name in state if name != "steps" and not name.startswith(ORDERS)]:
+            raise ValueError(f"expected 'steps', 'first.NAME' and 'second.NAME' in the state, got {', '.join(strange)}")
+        if "steps" not in state:
+            raise ValueError("the state has no 'steps'")
+        steps = check_integer(state["steps"], "the steps of the state", minimum=0)
+        first, second = (
             {name.removeprefix(order): array.copy() for name, array in state.items() if name.startswith(order)}
             for order in ORDERS
-        ]
-        self.steps = int(state["steps"])
+        )
+        if different := sorted(first.keys() ^ second.keys()):
+            raise ValueError(f"the state has one of two moments of {', '.join(different)}")
+        if steps > 0 and not first:
+            raise ValueError(f"the state of {steps} steps has no moments")
+        for name, array in first.items():
+            other = second[name]
+            if (array.shape, array.dtype) != (other.shape, other.dtype):
+                raise ValueError(
+                    f"the moments of {name} are {array.dtype} of shape {array.shape} and {other.dtype} of shape "
+                    f"{other.shape}"
+                )
+            for order, moment in zip(ORDERS, (array, other), strict=True):
+                # One may have overflowed to infinity; NaN would have spoilt the parameters.
+                if np.isnan(on_host(moment)).any():
+                    raise ValueError(f"the moment {order}{name} is NaN")
+        self.steps, self._moments = steps, [first, second]
 
     def _check(self, parameters, gradients):
         first = self._moments[0]

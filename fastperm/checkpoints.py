@@ -36,7 +36,7 @@ def save_network(net, path):
 
 
 def load(path, backend="auto"):
-    """Read a network that `DeepSet.save` wrote.
+    """Read a network that `DeepSet.save` wrote, or that of a checkpoint of `fastperm.train`.
 
     Parameters
     ----------
@@ -55,13 +55,13 @@ def load(path, backend="auto"):
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, or not a fastperm network.
+        If the file is damaged, or neither a fastperm network nor a checkpoint.
     TypeError
         If the backend does not compute in the dtype of the network.
     """
-    header, arrays = _read(path, _NETWORK)
+    kind, header, arrays = _read(path, _NETWORK, _CHECKPOINT)
     backend = backends.resolve(backend, _dtype(header))
-    return _network(path, _NETWORK, header, arrays, backend)
+    return _network(path, kind, header, arrays if kind == _NETWORK else _part("network", arrays), backend)
 
 
 def save_checkpoint(path, net, optimizer, history, settings):
@@ -108,12 +108,9 @@ def load_checkpoint(path, backend="auto"):
     ValueError
         If the file is damaged, not a fastperm checkpoint, or its parts do not fit each other.
     """
-    header, arrays = _read(path, _CHECKPOINT)
+    _, header, arrays = _read(path, _CHECKPOINT)
     backend = backends.resolve(backend, _dtype(header))
-    parts = {
-        part: {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
-        for part in ("network", "optimizer", "history")
-    }
+    parts = {part: _part(part, arrays) for part in ("network", "optimizer", "history")}
     net = _network(path, _CHECKPOINT, header, parts["network"], backend)
     try:
         optimizer = Adam(**header["optimizer"])
@@ -125,8 +122,16 @@ def load_checkpoint(path, backend="auto"):
     why = _history_flaw(parts["history"]) or _state_flaw(net, parts["optimizer"], len(parts["history"]["step"]))
     if why is not None:
         raise _not_ours(path, _CHECKPOINT, why)
-    optimizer.load_state(parts["optimizer"])
+    try:
+        optimizer.load_state(parts["optimizer"])
+    except ValueError as error:
+        raise _not_ours(path, _CHECKPOINT, str(error)) from error
     return net, optimizer, {name: parts["history"][name].tolist() for name in COLUMNS}, settings
+
+
+def _part(part, arrays):
+    """Return the arrays of one part of a checkpoint."""
+    return {name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")}
 
 
 def _history_flaw(history):
@@ -162,9 +167,6 @@ def _state_flaw(net, state, steps):
     for name, array in moments.items():
         if (why := _unlike(array, wanted[name])) is not None:
             return f"the moment {name} is {why}"
-        # A moment may have overflowed to infinity; NaN would have spoilt the parameters.
-        if np.isnan(array).any():
-            return f"the moment {name} is NaN"
     return None
 
 
@@ -196,19 +198,20 @@ def _sort_metadata(path):
         file.write(text.ljust(size))
 
 
-def _read(path, kind):
-    path = Path(path)
+def _read(path, *kinds):
+    path, wanted = Path(path), f"{kinds[0]}{' or checkpoint' * (len(kinds) - 1)}"
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"expected a {kind} at {path}, which {found}")
+        raise FileNotFoundError(f"expected a {wanted} at {path}, which {found}")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise _not_ours(path, kind, f"it is damaged, or no safetensors file ({error})") from error
-    if metadata.get("format") != kind:
-        raise _not_ours(path, kind, f"its format is {metadata.get('format', 'that of another program')!r}")
+        raise _not_ours(path, wanted, f"it is damaged, or no safetensors file ({error})") from error
+    kind = metadata.get("format", "that of another program")
+    if kind not in kinds:
+        raise _not_ours(path, wanted, f"its format is {kind!r}")
     if metadata.get("format_version") != str(_FORMAT_VERSION):
         version = metadata.get("format_version")
         raise _not_ours(path, kind, f"its format version is {version}, this fastperm reads {_FORMAT_VERSION}")
@@ -216,7 +219,7 @@ def _read(path, kind):
         header = json.loads(metadata["header"])
     except (KeyError, ValueError) as error:
         raise _not_ours(path, kind, f"its header cannot be read ({error!r})") from error
-    return header, arrays
+    return kind, header, arrays
 
 
 def _dtype(header):

@@ -17,7 +17,7 @@ def check_integer(value, name, *, minimum):
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        raise TypeError(f"{name} must be an integer, got {value!r:.80}") from None
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return number
@@ -30,7 +30,7 @@ def check_number(value, name, *, above=None, minimum=None, below=None):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+        raise TypeError(f"{name} must be a number, got {value!r:.80}") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     if above is not None and not number > above:
@@ -84,15 +84,27 @@ def check_array(x, name, *, gpu=False):
     """
     if on_gpu(x):
         return _check_gpu_array(x, name, gpu)
-    if isinstance(x, np.ma.MaskedArray):
+    if _holds_masked(x):
         raise TypeError(
             f"{name} is a masked array, whose mask would be lost; to make sets of it, use Sets.masked, "
             f"with True for present"
+            if isinstance(x, np.ma.MaskedArray)
+            else f"{name} holds a masked array, whose mask would be lost"
         )
     try:
         return np.asarray(x)
     except ValueError as error:
         raise ValueError(f"{name}: expected an array of numbers, got rows of differing shape ({error})") from None
+
+
+def _holds_masked(x):
+    """Return whether x is a masked array, or lists of them; NumPy would take them, and leave out the masks."""
+    if not isinstance(x, (list, tuple)):
+        return isinstance(x, np.ma.MaskedArray)
+    kinds = tuple(set(map(type, x)))  # a list may be one of a million numbers
+    if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
+        return True
+    return any(issubclass(kind, (list, tuple)) for kind in kinds) and any(map(_holds_masked, x))
 
 
 def check_real(x, name, dtype=None, *, gpu=False):

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastperm.baselines import ESTIMATORS, GAUSSIAN, target_moments
-from fastperm.checks import check_choice, check_integer
+from fastperm.checks import check_choice, check_integer, check_real
 from fastperm.optimum import spectrum_posterior
 from fastperm.sets import Sets
 
@@ -230,14 +230,21 @@ def estimate_log_powers(net, task, x, y):
     Raises
     ------
     ValueError
-        If x and y are not two rows of as many numbers, or the task and the network do not fit.
+        If x and y are not two rows of as many finite numbers, or the task and the network do not fit.
+    TypeError
+        If they are no real numbers.
     FloatingPointError
         If what the network returns is not finite.
     """
     _check_fits(net, task)
-    x, y = wrap(x), np.asarray(y, np.float64)
+    x, y = (check_real(numbers, name, np.float64) for numbers, name in ((x, "x"), (y, "y")))
     if x.ndim != 1 or x.shape != y.shape:
         raise ValueError(f"x and y must have one shape (n,), got {x.shape} and {y.shape}")
+    for numbers, name in ((x, "x"), (y, "y")):
+        finite = np.isfinite(numbers)
+        if not finite.all():
+            raise ValueError(f"sample {np.argmin(finite)}: {name} must be finite, got {numbers[np.argmin(finite)]}")
+    x = wrap(x)
     # Sums in float32 depend on the order of their terms in the last digits. A network with invariance="bitwise" sees
     # to that itself; sorted here, the samples give the same bits with any network.
     order = np.lexsort((y, x))

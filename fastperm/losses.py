@@ -1,7 +1,9 @@
 """Losses: a value and the gradient of the prediction, in one pass."""
 
+import numpy as np
+
 from fastperm.checks import check_kernels, check_real
-from fastperm.kernels.arrays import beside
+from fastperm.kernels.arrays import beside, on_host
 
 
 def mean_squared_error(y, targets, kernels):
@@ -43,3 +45,13 @@ def as_targets(targets, shape, dtype, name="targets"):
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape} (as the prediction), got {array.shape}")
     return array
+
+
+def flaw_of(targets):
+    """Return which of the targets is not finite, in words, or None if all are."""
+    targets = on_host(targets)
+    finite = np.isfinite(targets)
+    if finite.all():
+        return None
+    place = tuple(np.argwhere(~finite)[0].tolist())
+    return f"row {place[0]}, column {place[1]} is {targets[place]}"

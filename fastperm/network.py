@@ -2,6 +2,7 @@
 
 import logging
 from collections import OrderedDict
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,16 +12,22 @@ from fastperm.checks import check_choice, check_device, check_dtype, check_gener
 from fastperm.kernels import reference
 from fastperm.kernels.arrays import beside, module_of, on_host
 from fastperm.kernels.reference.deep_set import layer_shapes, split_angles
-from fastperm.layers import Angular, Dense, Equivariant, Pooling, PoolingSaved, initialise
+from fastperm.layers import AGGREGATES, Angular, Dense, Equivariant, Pooling, PoolingSaved, initialise
 from fastperm.losses import as_targets
 from fastperm.parameters import Parameters
 from fastperm.sets import Sets, as_sets
 from fastperm.streams import Stream
 from fastperm.symmetries import Symmetries
 
-AGGREGATES = ("mean", "sum", "max")
 INVARIANCES = ("rounding", "bitwise")
 PRECISIONS = ("float32", "tf32", "bfloat16")
+# Attributes of a network that its layers and arrays follow from.
+_FIXED = frozenset(
+    (
+        *("in_features", "widths", "depth", "out_features", "aggregate", "pool", "symmetry", "orders", "scale"),
+        *("dtype", "backend", "parameters", "gradients", "layers", "pooling", "head"),
+    )
+)
 _logger = logging.getLogger("fastperm")
 
 
@@ -32,9 +39,9 @@ class Saved(NamedTuple):
     layers: tuple  # an EquivariantSaved or AngularSaved for each layer
     pooling: PoolingSaved | None
     head: Any  # (S, K) input of the head, or (T, K) without pooling
+    made_by: dict  # `DeepSet.config` of the network
     E: Any = None  # (T, 2M) harmonics of the angles; None without
     scales: Any = None  # (S,) what the values were divided by; None for nothing
-    in_features: int = 0  # of the sets as they came
 
 
 class DeepSet:
@@ -92,6 +99,8 @@ class DeepSet:
 
     Attributes
     ----------
+    in_features, depth, out_features, aggregate, pool, symmetry, orders, scale, dtype, backend
+        As above. They cannot be changed: the layers have been made.
     parameters, gradients : dict of str to ndarray
         ``layers.0.self``, ``layers.0.pool`` (K_in, K_out), ``layers.0.bias`` (K_out,), …, ``head.weight``,
         ``head.bias``; on the circle also ``layers.0.cos`` and ``layers.0.sin`` (M, K_in, K_out). Assigning to a name
@@ -175,6 +184,12 @@ class DeepSet:
         self.head = Dense(*self._part("head."), self.kernels)
         self._recorded: OrderedDict = OrderedDict()  # of `train_step`, on a GPU
         self._initialise(check_generator(seed))
+        self._own = frozenset(vars(self))
+
+    def __setattr__(self, name, value):
+        if name in _FIXED and name in vars(self):
+            raise AttributeError(f"{name} of a network cannot be changed: its layers have been made; make another one")
+        super().__setattr__(name, value)
 
     def config(self):
         """Return the constructor's arguments, without backend, precision and seed, as plain JSON-able values."""
@@ -331,7 +346,7 @@ class DeepSet:
         y, head = self.head.forward(x)
         if self.pool is None:
             y = self._as_given(y, order)
-        saved = Saved(sets, order, tuple(kept), pooling, head, E, scales, self.in_features)
+        saved = Saved(sets, order, tuple(kept), pooling, head, self.config(), E, scales)
         return beside(self._symmetries.shifted(y, scales, self.kernels), given.values), saved
 
     def loss_and_gradients(self, sets, targets):
@@ -424,7 +439,7 @@ class DeepSet:
         DeepSet
             The same parameters, to the bit; gradients zero.
         """
-        return _rebuild(self.config(), backend, dict(self.parameters), precision)
+        return _rebuild(type(self), self.config(), backend, dict(self.parameters), precision, self._others())
 
     def save(self, path):
         """Write the network to ``path`` (safetensors; see `fastperm.load`)."""
@@ -434,7 +449,11 @@ class DeepSet:
 
     def __reduce__(self):
         parameters = {name: on_host(array) for name, array in self.parameters.items()}
-        return _rebuild, (self.config(), self.backend, parameters, self.precision)
+        return _rebuild, (type(self), self.config(), self.backend, parameters, self.precision, self._others())
+
+    def _others(self):
+        """Return the attributes that somebody else gave it."""
+        return {name: value for name, value in vars(self).items() if name not in self._own and name != "_own"}
 
     def _predict(self, given):
         try:
@@ -496,23 +515,9 @@ class DeepSet:
         """Refuse what another network saved: the kernels would read past the end of its arrays."""
         if not isinstance(saved, Saved):
             raise TypeError(f"saved must be what forward returned, got {type(saved).__name__}")
-        own = (
-            self.in_features,
-            self._symmetries.features,
-            *self.widths,
-            self.pool,
-            self.dtype.name,
-            self.orders,
-            self.scale is None,
-        )
-        widths = tuple(array.shape[1] for array in (saved.layers[0].x, *(layer.y for layer in saved.layers)))
-        pool = None if saved.pooling is None else self.pool
-        orders = 0 if saved.E is None else saved.E.shape[1] // 2
-        if own != (saved.in_features, *widths, pool, saved.head.dtype.name, orders, saved.scales is None):
-            raise ValueError(
-                f"saved comes from another network: widths {widths}, {saved.head.dtype.name}, "
-                f"{'with' if saved.pooling else 'without'} pooling; this one is {self!r}"
-            )
+        own = self.config()
+        if different := [f"{name}={saved.made_by.get(name)!r}" for name in own if saved.made_by.get(name) != own[name]]:
+            raise ValueError(f"saved comes from another network, with {', '.join(different)}; this one is {self!r}")
 
     def _prepared(self, sets):
         """Return the sets as the kernels should see them, the order of their rows, and their scales or None."""
@@ -567,10 +572,10 @@ class DeepSet:
         """Return what only some backends know."""
         return {} if self.precision == "float32" else {"precision": self.precision}
 
-    def _part(self, prefix) -> tuple[dict, dict]:
+    def _part(self, prefix) -> tuple[Any, Any]:
         """Return the parameters and the gradients whose names begin with ``prefix``, without it."""
         parameters, gradients = (
-            {name.removeprefix(prefix): array for name, array in whole.items() if name.startswith(prefix)}
+            MappingProxyType({name.removeprefix(prefix): own for name, own in whole.items() if name.startswith(prefix)})
             for whole in (self.parameters, self.gradients)
         )
         return parameters, gradients
@@ -584,9 +589,12 @@ class DeepSet:
                 self.parameters[name] = initialise(array.shape, generator, gain=gain)
 
 
-def _rebuild(config, backend, parameters, precision="float32"):
-    net = DeepSet(**config, backend=backend, precision=precision, seed=0)
+def _rebuild(kind, config, backend, parameters, precision, others):
+    """Return a network of a class whose constructor may be another one than `DeepSet`'s."""
+    net = kind.__new__(kind)
+    DeepSet.__init__(net, **config, backend=backend, precision=precision, seed=0)
     net.parameters.update(parameters)
+    vars(net).update(others)
     return net
 
 

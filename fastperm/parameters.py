@@ -26,7 +26,7 @@ class Parameters(dict):
     Attributes
     ----------
     flat : ndarray of shape (number of values,)
-        All of them, one after another.
+        All of them, one after another. Assigning to it copies into it.
     kernels : module
         The backend.
     """
@@ -34,13 +34,23 @@ class Parameters(dict):
     def __init__(self, shapes, kernels, dtype):
         super().__init__()
         self.kernels = kernels
-        self.flat = kernels.xp.zeros(sum(math.prod(shape) for shape in shapes.values()), dtype)
+        self._flat = kernels.xp.zeros(sum(math.prod(shape) for shape in shapes.values()), dtype)
         self._shapes = shapes
         start = 0
         for name, shape in shapes.items():
             stop = start + math.prod(shape)
             super().__setitem__(name, self.flat[start:stop].reshape(shape))
             start = stop
+
+    @property
+    def flat(self):
+        """All values, one after another."""
+        return self._flat
+
+    @flat.setter
+    def flat(self, values):
+        if values is not self._flat:  # which `flat += 1` assigns
+            self._flat[...] = self._as_ours("flat", values, self._flat)
 
     def like(self):
         """Return zeros of the same names and shapes."""
@@ -67,10 +77,14 @@ class Parameters(dict):
     def __setitem__(self, name, value):
         if name not in self:
             raise KeyError(f"no parameter is called {name!r}; there are {', '.join(self)}")
-        array = np.asarray(on_host(value), dtype=self.flat.dtype)
-        if array.shape not in ((), self[name].shape):
-            raise ValueError(f"{name} has shape {self[name].shape}, got {array.shape}")
-        self[name][...] = self.kernels.xp.asarray(array)
+        self[name][...] = self._as_ours(name, value, self[name])
+
+    def _as_ours(self, name, value, place):
+        """Return what is assigned to a place as an array of the backend: of its shape, or a number."""
+        array = np.asarray(on_host(value), dtype=place.dtype)
+        if array.shape not in ((), place.shape):
+            raise ValueError(f"{name} has shape {place.shape}, got {array.shape}")
+        return self.kernels.xp.asarray(array)
 
     def update(self, other):  # type: ignore[override]
         """Copy the values of every name in ``other``."""

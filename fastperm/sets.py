@@ -416,7 +416,7 @@ def as_sets(x, *, features=None, dtype=None):
 
     Parameters
     ----------
-    x : Sets, array_like (S, N, K), or list or tuple of array_like (n_i, K)
+    x : Sets, array_like (S, N, K), or list, tuple, iterator, or array of objects, of array_like (n_i, K)
     features : int, optional
         The number K of features that an element must have.
     dtype : {float32, float64}, optional
@@ -434,13 +434,18 @@ def as_sets(x, *, features=None, dtype=None):
     """
     if isinstance(x, Sets):
         sets = x
-    elif isinstance(x, (list, tuple)):
+    elif isinstance(x, (list, tuple)) or hasattr(x, "__next__") or _of_objects(x):
         sets = Sets.ragged(x)
     else:
         sets = Sets.dense(x)
     if features is not None and sets.features != features:
         raise ValueError(f"expected K={features} features per element, got {sets.features}")
     return sets if dtype is None else sets.astype(dtype)
+
+
+def _of_objects(x):
+    """Return whether x is a row of objects: what NumPy makes of arrays that differ, or a column of a table."""
+    return getattr(x, "dtype", None) == np.dtype(object) and getattr(x, "ndim", 0) == 1
 
 
 def _padded_weights(weights, S, N):

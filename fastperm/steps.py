@@ -7,6 +7,7 @@ from fastperm.adam import Adam
 from fastperm.checks import check_device, check_number, check_optimizer
 from fastperm.kernels.arrays import on_gpu
 from fastperm.kernels.reference.adam import adam_rate
+from fastperm.losses import as_targets, flaw_of
 from fastperm.parameters import Parameters
 from fastperm.sets import Sets
 
@@ -64,7 +65,7 @@ def train_step(net, sets, targets, optimizer, *, learning_rate=None):
             net._recorded.move_to_end(place)  # not earlier: now the GPU computes meanwhile
             (loss,) = _known_losses(queue, optimizer)
             if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss}")
+                raise _not_finite(loss, net, sets, targets)
             return loss
         net._make_room()
     loss = net._loss_and_gradients(sets, targets)
@@ -76,13 +77,18 @@ def train_step(net, sets, targets, optimizer, *, learning_rate=None):
     if not math.isfinite(loss):
         if waiting:
             optimizer.steps, optimizer._moments = before
-        raise FloatingPointError(f"the loss is {loss}")
+        raise _not_finite(loss, net, sets, targets)
     if not waiting:
         own = {} if learning_rate is None else {"learning_rate": learning_rate}  # which other optimisers need not know
         optimizer.step(net.parameters, net.gradients, **own)
     if place is not None:  # whose batch has passed all checks
         _remember(place, net._recorded)
     return loss
+
+
+def _not_finite(loss, net, sets, targets):
+    flaw = flaw_of(as_targets(targets, net.prediction_shape(net.as_sets(sets)), net.dtype))
+    return FloatingPointError(f"the loss is {loss}" + (f" (of the targets, {flaw})" if flaw else ""))
 
 
 def sample(task, batch, generator):

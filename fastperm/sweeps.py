@@ -229,7 +229,18 @@ def finished(cells, out, *, tests=None):
 def _asked(cells, tests):
     """Return settings and tests of every cell, by its name."""
     tests = Tests() if tests is None else tests
-    return {name_of(given): complete(given, tests) for given in (product(cells) if hasattr(cells, "keys") else cells)}
+    if not isinstance(tests, Tests):
+        raise TypeError(f"tests must be a fastperm.sweeps.Tests, got {tests!r:.80}")
+    cells = product(cells) if hasattr(cells, "keys") else cells
+    cells = [{name: _plain(value) for name, value in given.items()} for given in cells]
+    return {name_of(given): complete(given, tests) for given in cells}
+
+
+def _plain(value):
+    """Return a setting without numbers of NumPy's, which JSON does not take."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _compute(jobs, n, executor, workers, threads, report):

@@ -1,6 +1,7 @@
 """Training: a run that can be stopped at any moment and taken up again to the bit."""
 
 import inspect
+import json
 import math
 import os
 import signal
@@ -15,10 +16,10 @@ from tqdm import tqdm
 
 from fastperm.adam import Adam
 from fastperm.checkpoints import COLUMNS, load_checkpoint, save_checkpoint
-from fastperm.checks import check_choice, check_integer, check_optimizer
+from fastperm.checks import check_choice, check_integer, check_number, check_optimizer
 from fastperm.history import HistoryFile
 from fastperm.kernels.arrays import on_host
-from fastperm.losses import as_targets
+from fastperm.losses import as_targets, flaw_of
 from fastperm.steps import Steps, sample
 
 SCHEDULES = ("constant", "cosine")
@@ -71,11 +72,11 @@ def train(
         What the batches are drawn from.
     optimizer : Adam or None, default=None
         The optimiser; None makes an `Adam` with its defaults. Resuming puts the saved moments into it. A run with a
-        checkpoint begins with one that has taken no steps yet.
-    schedule : {"constant", "cosine"}, default="constant"
+        checkpoint needs an `Adam`, and begins with one that has taken no steps yet.
+    schedule : {"constant", "cosine"} or callable, default="constant"
         Learning rate of step t: the optimiser's lr, or lr (1 + cos(π (t − 1) / steps)) / 2, which would be zero after
-        the last step (Loshchilov & Hutter 2017, without restarts). A run that is resumed with another number of steps
-        goes on at the rates of the new schedule.
+        the last step (Loshchilov & Hutter 2017, without restarts), or ``schedule(t)``, t counted from 1. A run that is
+        resumed with another number of steps goes on at the rates of the new schedule.
     checkpoint : path-like or None, default=None
         File that the state is written to, every ``every`` steps and at the end. It replaces the earlier one when it
         is complete.
@@ -87,15 +88,16 @@ def train(
         functions in it, cannot be compared: that it is the same is then up to the caller.
     progress : bool, default=True
         Show a progress bar with loss and sets per second on standard error.
-    validate : int, (sets, targets) or None, default=256
+    validate : int, pair (sets, targets) or None, default=256
         What the validation loss is measured on: so many fresh sets of the task, the same ones every time; sets and
         targets of your own; or nothing.
     history : path-like or None, default=None
         CSV file for the history, which gets its rows with each checkpoint; None writes it beside the checkpoint, as
         ``run.csv`` beside ``run.safetensors``.
     report : callable or None, default=None
-        Called as ``report(step, errors)`` after each validation, with the mean squared error of every output,
-        (out_features,). What it prints does not disturb the progress bar.
+        Called as ``report(step, errors)`` after each validation, when the checkpoint of that step is written, with the
+        mean squared error of every output, (out_features,). If it returns True, training ends there; resumed, it would
+        go on. What it prints does not disturb the progress bar.
 
     Returns
     -------
@@ -114,23 +116,28 @@ def train(
     FileExistsError
         If the checkpoint is there and ``resume`` is false, or the history, and it is not that of the run that goes on.
     ValueError
-        If the checkpoint belongs to another run or is damaged, an argument is out of range, or checkpoint and history
-        are one file.
+        If the checkpoint belongs to another run or is damaged, an argument is out of range, a target to validate with
+        is not finite, or checkpoint and history are one file.
     TypeError
-        If the task has no ``sample``, or one that returns no pair, the optimiser has no ``step``, or ``schedule`` is
-        not "constant" and the optimiser has no ``learning_rate``, or a ``step`` that takes none.
+        If the task has no ``sample``, or one that returns no pair; the optimiser has no ``step``, or with a schedule
+        one that takes no ``learning_rate``, or with "cosine" none of its own. With a checkpoint, also if it is no
+        `Adam`, or JSON cannot hold what the task's ``config()`` returns.
     """
     steps = check_integer(steps, "steps", minimum=0)
     batch = check_integer(batch, "batch", minimum=1)
     every = check_integer(every, "every", minimum=1)
     seed = check_integer(seed, "seed", minimum=0)
-    check_choice(schedule, "schedule", SCHEDULES)
+    if not callable(schedule):
+        check_choice(schedule, "schedule", SCHEDULES)
     if not callable(getattr(task, "sample", None)):
         raise TypeError(f"task must have a method sample(batch, generator), got {task!r:.80}")
     optimizer = Adam() if optimizer is None else check_optimizer(optimizer)
     if schedule != "constant":
         _check_scheduled(optimizer, schedule)
-    settings = _settings(task, batch, seed)
+    settings = {"batch": batch, "seed": seed, "task": None}
+    if checkpoint is not None:
+        _check_kept(optimizer)
+        settings["task"] = _described(task)
     records: dict[str, list] = {name: [] for name in COLUMNS}
     checkpoint = None if checkpoint is None else Path(checkpoint)
     if history is None and checkpoint is not None:
@@ -175,7 +182,7 @@ def train(
     with bar, _held_signals(announce) as interrupted:
         taken, looked, most = first, start, 1
         for step in range(first + 1, steps + 1):
-            rate = None if schedule == "constant" else cosine_rate(optimizer.learning_rate, step, steps)
+            rate = _rate(schedule, optimizer, step, steps)
             due = step % every == 0 or step == steps
             try:
                 work.take(_generator(seed, _TRAINING, step), rate)
@@ -191,9 +198,6 @@ def train(
             if due and validation is not None:
                 errors = _validation_errors(net, *validation)
                 measured = float(errors.mean())
-                if report is not None:
-                    with bar.external_write_mode(file=sys.stdout):
-                        report(step, errors)
             before_them, looked = looked, time.perf_counter()
             # As many further ones as the GPU takes until the next look.
             most = max(1, min(work.capacity, int(_LOOK * (step - taken) / (looked - before_them))))
@@ -207,9 +211,22 @@ def train(
             taken = step
             if due or interrupted.is_set():
                 save()
+            enough = False
+            if due and validation is not None and report is not None:
+                with bar.external_write_mode(file=sys.stdout):
+                    enough = report(step, errors)
             if interrupted.is_set():
                 raise KeyboardInterrupt(f"stopped after step {step}{_kept(checkpoint)}")
+            if isinstance(enough, (bool, np.bool_)) and enough:
+                break
     return records
+
+
+def _rate(schedule, optimizer, step, steps):
+    """Return the learning rate of a step, or None for the optimiser's own."""
+    if callable(schedule):
+        return check_number(schedule(step), f"schedule({step})", minimum=0)
+    return None if schedule == "constant" else cosine_rate(optimizer.learning_rate, step, steps)
 
 
 def cosine_rate(learning_rate, step, steps):
@@ -219,7 +236,7 @@ def cosine_rate(learning_rate, step, steps):
 
 def _check_scheduled(optimizer, schedule):
     """Refuse an optimiser that cannot be given a learning rate for each step."""
-    if not hasattr(optimizer, "learning_rate"):
+    if schedule == "cosine" and not hasattr(optimizer, "learning_rate"):
         raise TypeError(f"schedule={schedule!r} needs an optimizer with a learning_rate, got {optimizer!r:.80}")
     try:
         with suppress(ValueError):  # compiled code need not say what it takes
@@ -235,12 +252,26 @@ def _generator(seed, stream, number=0):
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, number)))
 
 
-def _settings(task, batch, seed):
+def _check_kept(optimizer):
+    """Refuse an optimiser whose state a checkpoint does not hold, or could not be given back."""
+    if not (isinstance(optimizer, Adam) and optimizer.config().keys() == Adam().config().keys()):
+        raise TypeError(
+            f"a checkpoint holds the state of an Adam, which alone can go on from it; got {optimizer!r:.80}"
+        )
+
+
+def _described(task):
+    """Return what a checkpoint remembers of a task: its ``config()`` as it comes back from JSON, or None."""
     try:
-        described = task.config()
+        config = task.config()
     except (AttributeError, ValueError):  # a task of the user's own, or one with functions in it
-        described = None
-    return {"batch": batch, "seed": seed, "task": described}
+        return None
+    try:
+        return json.loads(json.dumps(config))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"a checkpoint keeps what the task's config() returns as JSON, which cannot hold it: {error}"
+        ) from error
 
 
 def _resume(checkpoint, net, optimizer, settings):
@@ -250,7 +281,8 @@ def _resume(checkpoint, net, optimizer, settings):
     theirs = {**saved_optimizer.config(), **saved_net.config(), **saved_settings}
     del mine["learning_rate"]  # which may change on the way
     for name, value in mine.items():
-        if theirs.get(name) != value:
+        # As text: a NaN in the configuration of a task is not equal to itself.
+        if theirs.get(name) != value and json.dumps(theirs.get(name)) != json.dumps(value):
             raise ValueError(
                 f"{checkpoint} belongs to another run: its {name} is {theirs.get(name)!r}, here it is {value!r}"
             )
@@ -262,12 +294,18 @@ def _resume(checkpoint, net, optimizer, settings):
 def _validation(net, task, validate, seed):
     if validate is None:
         return None
-    if isinstance(validate, tuple) and len(validate) == 2:
+    if isinstance(validate, (tuple, list)) and len(validate) == 2:
         sets, targets = validate
     else:
-        sets, targets = sample(task, check_integer(validate, "validate", minimum=1), _generator(seed, _VALIDATION))
+        if isinstance(validate, (tuple, list)):
+            raise TypeError(f"validate must be an integer, a pair (sets, targets) or None, got {len(validate)} items")
+        number = check_integer(validate, "validate", minimum=1)
+        sets, targets = sample(task, number, _generator(seed, _VALIDATION))
     sets = net.as_sets(sets)
-    return sets, as_targets(targets, net.prediction_shape(sets), net.dtype)
+    targets = as_targets(targets, net.prediction_shape(sets), net.dtype)
+    if (flaw := flaw_of(targets)) is not None:
+        raise ValueError(f"of the targets to validate with, {flaw}")
+    return sets, targets
 
 
 def _validation_errors(net, sets, targets):

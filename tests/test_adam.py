@@ -103,3 +103,38 @@ def test_other_parameters_than_before_are_refused():
         optimizer.step({"q": np.ones(3)}, {"q": np.ones(3)})
     with pytest.raises(ValueError, match="earlier steps"):
         optimizer.step({"p": np.ones(4)}, {"p": np.ones(4)})
+
+
+GOOD = {"steps": np.array(2), "first.p": np.ones(3), "second.p": np.ones(3)}
+BAD_STATES = {
+    "no steps": ({"first.p": np.ones(3), "second.p": np.ones(3)}, "the state has no 'steps'"),
+    "no moments": ({"steps": 5}, "the state of 5 steps has no moments"),
+    "negative steps": ({**GOOD, "steps": -3}, "the steps of the state must be at least 0, got -3"),
+    "half a step": ({**GOOD, "steps": 1.5}, "the steps of the state must be an integer, got 1.5"),
+    "one moment": ({"steps": 5, "first.p": np.ones(3)}, "the state has one of two moments of p"),
+    "other shapes": ({**GOOD, "second.p": np.ones(2)}, r"of p are float64 of shape \(3,\) and float64 of shape \(2,\)"),
+    "other dtypes": ({**GOOD, "second.p": np.ones(3, np.float32)}, "the moments of p are float64 .* and float32"),
+    "NaN": ({**GOOD, "second.p": np.full(3, np.nan)}, "the moment second.p is NaN"),
+    "another's": ({**GOOD, "lr": 1}, "expected 'steps', 'first.NAME' and 'second.NAME' in the state, got lr"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STATES)
+def test_bad_states_change_nothing(case):
+    state, message = BAD_STATES[case]
+    optimizer = fastperm.Adam()
+    optimizer.load_state(GOOD)
+    with pytest.raises((ValueError, TypeError), match=message):
+        optimizer.load_state(state)
+    assert optimizer.steps == 2
+    assert {name: array.tolist() for name, array in optimizer.state().items()} == {
+        name: array.tolist() for name, array in GOOD.items()
+    }
+
+
+@pytest.mark.parametrize("rate", [0, -1, np.nan, "0.1"])
+def test_a_bad_learning_rate_is_refused_where_it_is_set(rate):
+    optimizer = fastperm.Adam(0.5)
+    with pytest.raises((ValueError, TypeError), match="learning_rate must be"):
+        optimizer.learning_rate = rate
+    assert optimizer.learning_rate == 0.5

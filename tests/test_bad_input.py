@@ -69,6 +69,8 @@ CASES = [
     (lambda: step(targets=TARGETS.astype(str)), TypeError, "targets must be real numbers, .* got dtype <U"),
     (lambda: step(targets=TARGETS + 0j), TypeError, "targets must be real numbers, .* got dtype complex128"),
     (lambda: step(targets=np.ma.masked_less(TARGETS, 0)), TypeError, "targets is a masked array, whose mask"),
+    (lambda: NET([[np.ma.masked_less(np.zeros(2), 1)]]), TypeError, "set 0 holds a masked array, whose mask would be"),
+    (lambda: NET([np.ma.masked_less(np.zeros((3, 2)), 1)]), TypeError, "set 0 is a masked array, whose mask would be"),
     (lambda: step(targets=[[1.0, 2.0], [3.0]]), ValueError, "targets: expected an array of numbers, got rows"),
     (lambda: step(targets=TARGETS * np.nan), FloatingPointError, "the loss is nan"),
     (lambda: step(targets=TARGETS + 1e300), FloatingPointError, "the loss is inf"),

@@ -102,8 +102,11 @@ def test_equal_elements_get_equal_bits(backend, pool, symmetry):
         counts = [7, 54]
         net = fastperm.DeepSet(
             *(3, [int(width) for width in generator.integers(1, 70, size=2)], 2, 2),
-            pool=pool, aggregate="max" if pool == "max" and symmetry is None else "mean", symmetry=symmetry,
-            backend=backend, seed=seed,
+            pool=pool,
+            aggregate="max" if pool == "max" and symmetry is None else "mean",
+            symmetry=symmetry,
+            backend=backend,
+            seed=seed,
         )
         sets = fastperm.Sets(few[which], np.cumsum([0, *counts]))
         y, saved = net.forward(sets)

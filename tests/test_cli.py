@@ -609,7 +609,9 @@ def test_a_damaged_model(trained, tmp_path):
     for name in ("run.json", "model.safetensors"):
         (tmp_path / name).write_bytes((trained[0] / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"no network")
-    assert "model.safetensors is not a fastperm network: it is damaged" in errors_of(run("evaluate", tmp_path, code=1))
+    assert "model.safetensors is not a fastperm network or checkpoint: it is damaged" in errors_of(
+        run("evaluate", tmp_path, code=1)
+    )
 
 
 def weights(folder):
@@ -939,6 +941,22 @@ def test_networks_that_do_not_fit_the_task_are_refused(net, message):
         estimation.evaluate(net, task, sets=1)
     with pytest.raises(ValueError, match=message):
         estimation.estimate_log_powers(net, task, [1.0], [2.0])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "kind", "message"),
+    [
+        ([1.0, np.nan], [1.0, 2.0], ValueError, "sample 1: x must be finite, got nan"),
+        ([np.inf, 1.0], [1.0, 2.0], ValueError, "sample 0: x must be finite, got inf"),
+        ([1.0, 2.0], [1.0, -np.inf], ValueError, "sample 1: y must be finite, got -inf"),
+        ([1.0, 2.0], np.ma.masked_less([1.0, 2.0], 2), TypeError, "y is a masked array"),
+        (["a"], [1.0], TypeError, "x must be real numbers"),
+    ],
+)
+def test_samples_that_are_no_finite_numbers_are_refused(x, y, kind, message):
+    net = fastperm.DeepSet(2, 4, 1, 4, seed=0)
+    with pytest.raises(kind, match=message):
+        estimation.estimate_log_powers(net, fastperm.PowerSpectrum(set_size=16), x, y)
 
 
 @pytest.mark.parametrize(("x", "y"), [([1, 2], [1]), ([[1, 2]], [[1, 2]]), (1, 1)])

@@ -185,6 +185,10 @@ def test_array_likes_are_taken_for_sets():
     np.testing.assert_array_equal(net(x.astype(np.float64)), wanted)
     np.testing.assert_array_equal(net(x.tolist()), wanted)
     np.testing.assert_array_equal(net(np.asfortranarray(x)), wanted)
+    np.testing.assert_array_equal(net(own for own in x), wanted)
+    objects = np.empty(len(x), object)  # what a column of a table is
+    objects[:] = list(x)
+    np.testing.assert_array_equal(net(objects), wanted)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -206,12 +210,20 @@ def test_read_only_memory_is_fine(tmp_path, backend):
     np.testing.assert_array_equal(mapped, x)
 
 
-@pytest.mark.parametrize("other", [{"width": 6}, {"depth": 3}, {"pool": None}, {"dtype": "float64"}], ids=str)
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"width": 6}, {"depth": 3}, {"pool": None}, {"dtype": "float64"}),
+        *({"pool": "max"}, {"aggregate": "sum"}, {"invariance": "bitwise"}, {"scale": "rms"}),
+    ],
+    ids=str,
+)
 def test_what_another_network_saved_is_refused(other):
     settings = {"in_features": 2, "width": 5, "depth": 2, "out_features": 3, "seed": 0}
     _, saved = fastperm.DeepSet(**{**settings, **other}).forward(np.ones((4, 6, 2)))
     net = fastperm.DeepSet(**settings)
-    with pytest.raises(ValueError, match="saved comes from another network"):
+    (name,) = other
+    with pytest.raises(ValueError, match=f"saved comes from another network, with .*{name}="):
         net.backward(np.ones((4, 3)), saved)
     with pytest.raises(TypeError, match="saved must be what forward returned, got tuple"):
         net.backward(np.ones((4, 3)), ())
@@ -225,6 +237,36 @@ def test_copies_and_pickles_are_whole():
         np.testing.assert_array_equal(other(x), net(x))
         other.parameters["head.bias"] = 1
         assert net.parameters["head.bias"].max() == 0
+
+
+class Named(fastperm.DeepSet):
+    """A network with a constructor and attributes of its own."""
+
+    def __init__(self, name):
+        super().__init__(2, 4, 1, 3, seed=0)
+        self.name = name
+
+
+def test_copies_keep_the_class_and_what_others_added():
+    net = Named("mine")
+    net.note = [1, 2]
+    for other in (copy.deepcopy(net), copy.copy(net), pickle.loads(pickle.dumps(net)), net.to("reference")):
+        assert type(other) is Named
+        assert (other.name, other.note) == ("mine", [1, 2])
+        np.testing.assert_array_equal(other.parameters.flat, net.parameters.flat)
+
+
+@pytest.mark.parametrize(
+    "name", ["pool", "aggregate", "scale", "widths", "dtype", "backend", "parameters", "gradients"]
+)
+def test_what_layers_follow_from_cannot_be_changed(name):
+    net = fastperm.DeepSet(2, 4, 1, 3, seed=0)
+    with pytest.raises(AttributeError, match=f"{name} of a network cannot be changed"):
+        setattr(net, name, "max")
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        net.layers[0].parameters["self"] = np.ones((2, 4))
+    net.layers[0].parameters["self"][:] = 1
+    assert net.parameters["layers.0.self"].min() == 1
 
 
 def test_an_equivariant_network_answers_for_every_element():

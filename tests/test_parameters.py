@@ -49,3 +49,14 @@ def test_names_and_shapes_are_fixed():
         parameters["head.bias"] = np.ones(4)
     with pytest.raises(TypeError, match="neither added nor removed"):
         del parameters["head.bias"]
+
+
+def test_assigning_to_the_flat_array_copies_into_it():
+    net, x = make(), np.random.default_rng(0).standard_normal((3, 5, 2))
+    held, flat = net.parameters["head.bias"], net.parameters.flat
+    net.parameters.flat = np.arange(flat.size)
+    assert net.parameters.flat is flat
+    assert held.tolist() == list(range(flat.size - 3, flat.size))
+    np.testing.assert_allclose(net(x), net.forward(x)[0], rtol=1e-6)
+    with pytest.raises(ValueError, match=rf"flat has shape \({flat.size},\), got \(3,\)"):
+        net.parameters.flat = np.zeros(3)

@@ -453,3 +453,10 @@ def test_values_of_a_grid_may_be_an_array():
     found = sweeps.product({"width": np.array([4, 8]), "learning_rate": np.array([0.5]), "seed": 1})
     assert found == [{"width": width, "learning_rate": 0.5, "seed": 1} for width in (4, 8)]
     assert all(type(cell["width"]) is int for cell in found)
+
+
+def test_numbers_of_numpy_are_settings():
+    (cell,) = sweeps._asked({"width": [(np.int64(4), np.int64(5))], "steps": [np.int32(3)]}, None).values()
+    assert cell == sweeps._asked({"width": [(4, 5)], "steps": 3}, None).popitem()[1]
+    with pytest.raises(TypeError, match=r"tests must be a fastperm.sweeps.Tests, got \{'sets': 8\}"):
+        sweeps.run({"width": 4}, "nowhere", tests={"sets": 8})

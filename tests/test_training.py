@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,7 +275,7 @@ class Spoilt:
 def test_stops_at_the_first_loss_that_is_not_finite(tmp_path, backend):
     path = tmp_path / "state.safetensors"
     net, good = make_net(backend=backend), make_net(backend=backend)
-    with pytest.raises(FloatingPointError, match=r"the loss is inf at step 14; the last checkpoint is .*state"):
+    with pytest.raises(FloatingPointError, match=r"the loss is inf .* at step 14; the last checkpoint is .*state"):
         run(net, Spoilt(), steps=30, checkpoint=path, validate=None)
     run(good, steps=13, validate=None)
     np.testing.assert_array_equal(net.parameters.flat, good.parameters.flat)  # the bad step was not taken
@@ -461,3 +462,85 @@ def test_a_task_must_draw_sets_and_targets(drawn, validate):
 
     with pytest.raises(TypeError, match=r"sample\(batch, generator\) must return \(sets, targets\), got"):
         run(make_net(), Task(), steps=1, validate=validate)
+
+
+class Configured:
+    """A task whose configuration is up to the test."""
+
+    def __init__(self, config):
+        self.config = lambda: config
+        self.sample = TASK.sample
+
+
+def test_a_task_is_known_again_by_what_json_makes_of_it(tmp_path):
+    path = tmp_path / "state.safetensors"
+    config = {"range": (1, 2), 3: np.nan}
+    run(make_net(), Configured(config), steps=1, checkpoint=path)
+    run(make_net(), Configured(dict(config)), steps=2, checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match="belongs to another run: its task is"):
+        run(make_net(), Configured({"range": (1, 3), 3: np.nan}), steps=3, checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize("config", [{"n": np.int64(3)}, {"path": Path("x")}], ids=str)
+def test_a_task_that_cannot_be_remembered_is_refused_before_any_step(tmp_path, config):
+    net = make_net()
+    before = net.parameters.flat.copy()
+    with pytest.raises(TypeError, match=r"a checkpoint keeps what the task's config\(\) returns as JSON"):
+        run(net, Configured(config), steps=1, checkpoint=tmp_path / "state.safetensors")
+    np.testing.assert_array_equal(net.parameters.flat, before)
+    run(net, Configured(config), steps=1)  # nothing is to be remembered
+
+
+class Descent:
+    def step(self, parameters, gradients):
+        for name, own in parameters.items():
+            own -= 0.01 * gradients[name]
+
+
+class Decaying(fastperm.Adam):
+    def config(self):
+        return {**super().config(), "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("optimizer", [Descent(), Decaying()], ids=["no Adam", "more than Adam"])
+def test_a_checkpoint_holds_an_adam_only(tmp_path, optimizer):
+    with pytest.raises(TypeError, match="a checkpoint holds the state of an Adam, which alone can go on from it"):
+        run(make_net(), steps=1, checkpoint=tmp_path / "state.safetensors", optimizer=optimizer)
+    assert not list(tmp_path.iterdir())
+    run(make_net(), steps=1, optimizer=optimizer)
+
+
+def test_a_schedule_may_be_a_function():
+    net, by_hand, optimizer = make_net(), make_net(), fastperm.Adam()
+    run(net, steps=4, seed=4, schedule=lambda step: 1e-3 * step)
+    for step in range(1, 5):
+        sets, targets = TASK.sample(8, np.random.default_rng(np.random.SeedSequence(4, spawn_key=(0, step))))
+        fastperm.train_step(by_hand, sets, targets, optimizer, learning_rate=1e-3 * step)
+    np.testing.assert_array_equal(net.parameters.flat, by_hand.parameters.flat)
+    with pytest.raises(ValueError, match=r"schedule\(3\) must be at least 0, got -1"):
+        run(make_net(), steps=4, schedule=lambda step: 2 - step if step < 3 else -1)
+
+
+@pytest.mark.parametrize("enough", [True, np.True_, False, None, "yes"], ids=repr)
+def test_a_report_may_end_the_run_when_its_checkpoint_is_written(tmp_path, enough):
+    path, seen = tmp_path / "state.safetensors", []
+
+    def report(step, errors):
+        seen.append((step, len(load_checkpoint(path)[2]["step"])))
+        return enough if step == 10 else None
+
+    history = run(make_net(), steps=25, checkpoint=path, report=report)
+    last = 10 if enough in (True, np.True_) else 25
+    assert history["step"][-1] == last
+    assert seen == [(step, step) for step in (10, 20, 25) if step <= last]
+
+
+def test_targets_that_are_not_finite_are_named():
+    sets, targets = TASK.sample(8, 0)
+    targets[5, 1] = np.nan
+    with pytest.raises(ValueError, match="of the targets to validate with, row 5, column 1 is nan"):
+        run(make_net(), steps=1, validate=[sets, targets])
+    with pytest.raises(FloatingPointError, match=r"the loss is nan \(of the targets, row 5, column 1 is nan\)"):
+        fastperm.train_step(make_net(), sets, targets, fastperm.Adam())
+    with pytest.raises(TypeError, match=r"validate must be an integer, a pair \(sets, targets\) or None, got 3 items"):
+        run(make_net(), steps=1, validate=[sets, targets, targets])

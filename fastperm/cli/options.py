@@ -69,7 +69,7 @@ class OutputFile(click.Path):
 
     def convert(self, value, param, ctx):
         """Return the name, or fail with a message."""
-        name = super().convert(value, param, ctx)
+        name = str(super().convert(value, param, ctx))
         if name == "":
             self.fail("expected the name of a file, got an empty one", param, ctx)
         target = Path(os.path.realpath(name))  # of a link the target is replaced
