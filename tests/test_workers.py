@@ -1,6 +1,7 @@
 import multiprocessing
 import sys
 import threading
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -153,6 +154,46 @@ def test_the_first_failure_is_raised_and_the_pool_survives():
     done = []
     workers.run([lambda i=i: done.append(i) for i in range(20)])
     assert sorted(done) == list(range(20))
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_where_no_more_threads_can_be_started_everybody_is_waited_for(monkeypatch, allowed):
+    started, start = [], threading.Thread.start
+
+    def limited(thread):
+        if len(started) == allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(workers, "_pool", None)
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    workers.set_num_threads(8)
+    for _ in range(5):
+        done = []
+
+        def slow(i, done=done):
+            time.sleep(0.01)
+            done.append(i)
+
+        workers.run([lambda i=i: slow(i) for i in range(16)])
+        assert sorted(done) == list(range(16))
+    failing, caller = threading.Event(), threading.get_ident()
+
+    def fail():
+        failing.set()
+        raise MemoryError("of a helper")
+
+    def task():
+        # The failing task falls to a helper, if there is one.
+        if threading.get_ident() == caller and allowed:
+            failing.wait(10)
+        elif not failing.is_set():
+            fail()
+
+    with pytest.raises(MemoryError, match="of a helper"):
+        workers.run([task] * 8)
+    assert len(started) == allowed
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])

@@ -9,7 +9,8 @@ threads.
 import os
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 
@@ -116,7 +117,7 @@ def run(tasks):
         work()
     finally:
         waiting.clear()
-        # A helper that another caller kept from starting has nothing left to do.
+        # A helper that another caller kept from starting, or for whom there is no thread, has nothing left to do.
         started = [helper for helper in helpers if not helper.cancel()]
         failures = [failure for failure in (helper.exception() for helper in started) if failure]
     if failures:
@@ -191,18 +192,36 @@ def _writable(array):
     return array if array.flags.writeable else np.asarray(_Memory(array))
 
 
-def _start(work, threads):
+def _start(work, helpers):
+    """Have so many helpers do the work, as far as there are threads, and return a future for each of them.
+
+    The futures are our own: where the pool cannot start a thread, it has queued what it was given, and whoever takes it
+    later must find out that nobody waits for it.
+    """
     global _pool, _pool_size
+    futures = [Future() for _ in range(helpers)]
     with _lock:
-        if _pool is None or _pool_size < threads:
+        if _pool is None or _pool_size < helpers:
             if _pool is not None:
                 _pool.shutdown(wait=False)
-            _pool = ThreadPoolExecutor(threads, thread_name_prefix="fastperm")
-            _pool_size = threads
-        try:
-            return [_pool.submit(work) for _ in range(threads)]
-        except RuntimeError:  # the interpreter is shutting down: the caller works alone
-            return []
+            _pool = ThreadPoolExecutor(helpers, thread_name_prefix="fastperm")
+            _pool_size = helpers
+        # No thread can be started as the interpreter shuts down, or where the system allows no more.
+        with suppress(RuntimeError):
+            for future in futures:
+                _pool.submit(_help, future, work)
+    return futures
+
+
+def _help(future, work):
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        work()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
 
 
 def _forget_pool():
