@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fastperm.kernels.cpu.compiling as compiling
+from fastperm.kernels import sources
 
 # Kernels of the package, and functions of all kinds that are quickly compiled.
 KERNELS = """
@@ -62,7 +63,7 @@ def test_a_second_process_compiles_nothing(tmp_path, script):
     said = run(folder, script)
 
     def files():
-        return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+        return {path.name: path.stat().st_mtime_ns for path in folder.glob("cpu-*/*")}
 
     assert said == (0, 1, f"compiling kernels, up to a minute; they are kept in {folder}\n")
     written = files()
@@ -100,7 +101,7 @@ def test_without_a_folder_to_write_to_it_still_works(tmp_path):
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 def test_a_damaged_cache_is_written_anew(first, tmp_path, suffix):
     folder = shutil.copytree(first, tmp_path / "damaged")
-    for path in folder.glob(f"*{suffix}"):
+    for path in folder.glob(f"cpu-*/*{suffix}"):
         path.write_bytes(path.read_bytes()[: 0 if suffix == ".nbi" else 100])
     assert run(folder)[0] == 0
     assert run(folder) == (1, 0, "")
@@ -111,20 +112,28 @@ def test_a_folder_that_cannot_be_written_to_is_left_alone():
     assert run("/proc/self")[0] == 0
 
 
-def test_a_change_in_any_source_file_is_noticed(monkeypatch, tmp_path):
-    before = compiling._source_stamp()
-    for path in Path(compiling.__file__).parent.glob("*.py"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(compiling, "__file__", str(tmp_path / "compiling.py"))
-    compiling._source_stamp.cache_clear()
-    try:
-        assert compiling._source_stamp() == before
-        with (tmp_path / "product.py").open("a") as file:
-            file.write("# changed\n")
-        compiling._source_stamp.cache_clear()
-        assert compiling._source_stamp() != before
-    finally:
-        compiling._source_stamp.cache_clear()
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+@pytest.mark.parametrize("part", ["own", "reference"])
+def test_a_change_in_any_source_file_is_noticed(monkeypatch, tmp_path, backend, part):
+    """Those of the reference have numbers that are compiled in."""
+    kernels = Path(sources.__file__).parent
+    for name in (backend, "reference"):
+        shutil.copytree(kernels / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(sources, "__file__", str(tmp_path / "sources.py"))
+    before = sources.stamp_of(tmp_path / backend)
+    assert before == sources.stamp_of(tmp_path / backend)
+    with (tmp_path / (backend if part == "own" else part) / "product.py").open("a") as file:
+        file.write("# changed\n")
+    assert sources.stamp_of(tmp_path / backend) != before
+
+
+def test_versions_that_share_a_cache_do_not_take_each_others_code(first, tmp_path):
+    folder = shutil.copytree(first, tmp_path / "shared")
+    other = SMALL.replace("from fastperm", "import numba; numba.__version__ += '.other'\nfrom fastperm", 1)
+    assert run(folder, other)[:2] == (0, 1)
+    assert run(folder) == (1, 0, "")
+    assert run(folder, other) == (1, 0, "")
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_a_subroutine_is_compiled_once_for_all_numbers_and_not_for_python(monkeypatch, tmp_path):

@@ -2,7 +2,8 @@
 
 Numba's own ``cache=True`` writes beside the source, where index files survive an uninstall and then shadow an
 editable install, and it looks only at the file of the function itself: a change in another file that was inlined goes
-unnoticed. Here one stamp covers every source file of the backend.
+unnoticed. Here one stamp covers every source file of the backend and of the reference, and versions have folders of
+their own, ``cpu-STAMP``: those that share one could take each other's code.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import llvmlite
 import numba
 from llvmlite import binding as llvm
 from numba.core import caching
@@ -22,6 +24,8 @@ from numba.core.compiler import Compiler, compile_result
 from numba.core.registry import CPUDispatcher
 from numba.core.types.misc import unliteral
 from numba.misc.appdirs import user_cache_dir
+
+from fastperm.kernels.sources import stamp_of
 
 
 def cache_folder():
@@ -57,10 +61,14 @@ def _say_that_it_compiles():
 
 @functools.cache
 def _source_stamp():
-    stamp = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        stamp.update(path.name.encode() + b"\0" + path.read_bytes())
-    return stamp.hexdigest()
+    """Return the hash of what compiled code follows from: the sources, and what compiles them."""
+    versions = f"{stamp_of(Path(__file__).parent)} numba {numba.__version__} llvmlite {llvmlite.__version__}"
+    return hashlib.sha256(versions.encode()).hexdigest()
+
+
+def _own_folder():
+    """Return the folder of what this version has compiled."""
+    return cache_folder() / f"cpu-{_source_stamp()[:16]}"
 
 
 class _Locator(caching._CacheLocator):
@@ -68,7 +76,7 @@ class _Locator(caching._CacheLocator):
         self._line = py_func.__code__.co_firstlineno
 
     def get_cache_path(self):
-        return str(cache_folder())
+        return str(_own_folder())
 
     def get_source_stamp(self):
         return _source_stamp()
@@ -261,7 +269,7 @@ def c_function(function, signature):
 
 def _cached(compiled, function, cache=_FunctionCache):
     try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
+        _own_folder().mkdir(parents=True, exist_ok=True)
         compiled._cache = cache(function)
     except OSError:
         compiled._cache = _NoCache()

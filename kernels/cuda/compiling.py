@@ -4,9 +4,9 @@ Numba makes PTX out of a kernel, and CuPy loads and launches it: a launch throug
 time, as it takes every array for nine parameters. So kernels take bare pointers and sizes, and index flat arrays.
 
 PTX is kept on disk, in a folder ``cuda-STAMP`` of the user's cache folder, where STAMP is that of all sources of the
-backend. The name of a file holds the kernel, the architecture and the version of the compiler. A machine that has no
-compiler takes what it finds there: such a folder can be filled on one machine (`fill_cache`) and used on another. Where
-the folder cannot be written to, every process compiles for itself.
+backend and of the reference. The name of a file holds the kernel, the architecture and the version of the compiler. A
+machine that has no compiler takes what it finds there: such a folder can be filled on one machine (`fill_cache`) and
+used on another. Where the folder cannot be written to, every process compiles for itself.
 
 With ``NUMBA_ENABLE_CUDASIM=1`` the same kernels run on NumPy arrays, in Numba's simulator, without a GPU.
 """
@@ -14,7 +14,6 @@ With ``NUMBA_ENABLE_CUDASIM=1`` the same kernels run on NumPy arrays, in Numba's
 import contextlib
 import ctypes
 import functools
-import hashlib
 import importlib
 import logging
 import os
@@ -35,6 +34,7 @@ import numpy as np
 from numba.misc.appdirs import user_cache_dir
 
 from fastperm.kernels.cuda.analysis import inliner, lister, live_map, postprocessor, resolver, rewriter
+from fastperm.kernels.sources import stamp_of
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
@@ -378,10 +378,7 @@ def compiled_elsewhere(architecture):
 
 @functools.cache
 def _source_stamp():
-    stamp = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        stamp.update(path.name.encode() + b"\0" + path.read_bytes())
-    return stamp.hexdigest()[:16]
+    return stamp_of(Path(__file__).parent)[:16]
 
 
 def _stored(name, architecture):
