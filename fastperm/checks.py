@@ -5,7 +5,7 @@ import operator
 
 import numpy as np
 
-from fastperm.kernels.arrays import as_cupy, module_of, on_gpu
+from fastperm.kernels.arrays import as_cupy, device_of, module_of, on_gpu
 
 DTYPES = ("float32", "float64")
 
@@ -133,6 +133,7 @@ def check_kernels(array, name, kernels):
             f"{name} lies on a GPU, and the backend {kernels.__name__.rpartition('.')[2]!r} computes on the host; use "
             f"net.to('cuda'), or cupy.asnumpy({name})"
         )
+    check_device(array, name)  # CuPy would copy it from another GPU, without a word
     return kernels.xp.asarray(array)
 
 
@@ -140,7 +141,7 @@ def check_device(array, name):
     """Refuse an array on another GPU than the current one, where kernels are launched."""
     if not on_gpu(array):
         return
-    own, current = array.device.id, module_of(array).cuda.Device().id
+    own, current = device_of(array), module_of(array).cuda.Device().id
     if own != current:
         raise ValueError(
             f"{name} lies on GPU {own}, and the current one is GPU {current}; make the other the current one "
@@ -152,8 +153,7 @@ def _check_gpu_array(x, name, wanted):
     if not wanted:
         raise TypeError(f"{name} lies on a GPU, expected an array of the host; cupy.asnumpy makes one")
     try:
-        array = as_cupy(x)
+        check_device(x, name)
+        return as_cupy(x)
     except ImportError as error:
         raise TypeError(f"{name} lies on a GPU, and CuPy, which would take it, cannot be imported ({error})") from None
-    check_device(array, name)
-    return array

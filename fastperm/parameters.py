@@ -57,8 +57,9 @@ class Parameters(dict):
         return Parameters(self._shapes, self.kernels, self.flat.dtype)
 
     def same_layout(self, other):
-        """Return whether two of these have the same names and shapes in the same order, dtype and backend."""
+        """Return whether two of these have the same names and shapes in the same order, dtype, backend and GPU."""
         alike = self.kernels is other.kernels and self.flat.dtype == other.flat.dtype
+        alike = alike and getattr(self.flat, "device", None) == getattr(other.flat, "device", None)
         same = self._shapes is other._shapes
         return alike and (same or list(self._shapes.items()) == list(other._shapes.items()))
 

@@ -1,6 +1,7 @@
 """How many threads the cpu backend uses."""
 
 import contextlib
+import threading
 
 from fastperm.checks import check_integer
 
@@ -47,19 +48,51 @@ def set_num_threads(threads):
     workers.set_num_threads(threads)
 
 
+# Limits that hold now, of whatever Python threads, the newest last; and what undoes all of them.
+_limits: list[list[int]] = []
+_undo = contextlib.ExitStack()
+_lock = threading.Lock()
+
+
 @contextlib.contextmanager
 def limited_threads(threads):
-    """Compute with so many threads within the block, BLAS included; None leaves everything as it is."""
+    """Compute with so many threads within the block, BLAS included; None leaves everything as it is.
+
+    The number is that of the process. Of blocks in several Python threads, the one that began last says it; BLAS stays
+    with what the first one said, until all have ended.
+    """
     if threads is None:
         yield
         return
+    threads = check_integer(threads, "threads", minimum=1)
+    own = [threads]  # a list, as it is looked for by identity
+    with _lock:
+        _begin(own)
+    try:
+        yield
+    finally:
+        with _lock:
+            _end(own)
+
+
+def _begin(limit):
     from threadpoolctl import threadpool_limits
 
     from fastperm.kernels.cpu import workers
 
-    before = workers.set_num_threads(check_integer(threads, "threads", minimum=1))
-    try:
-        with threadpool_limits(threads):
-            yield
-    finally:
-        workers.set_num_threads(before)
+    (threads,) = limit
+    before = workers.set_num_threads(threads)
+    if not _limits:
+        _undo.callback(workers.set_num_threads, before)
+        _undo.enter_context(threadpool_limits(threads))
+    _limits.append(limit)
+
+
+def _end(limit):
+    from fastperm.kernels.cpu import workers
+
+    del _limits[next(i for i, other in enumerate(_limits) if other is limit)]
+    if _limits:
+        workers.set_num_threads(_limits[-1][0])
+    else:
+        _undo.close()

@@ -23,8 +23,20 @@ def module_of(array):
     return cupy
 
 
+def device_of(x):
+    """Return the number of the GPU that an array lies on, of whatever library."""
+    own = getattr(getattr(x, "device", None), "id", None)
+    if isinstance(own, int):
+        return own
+    if hasattr(x, "__dlpack_device__"):
+        return int(x.__dlpack_device__()[1])
+    import cupy
+
+    return cupy.cuda.runtime.pointerGetAttributes(x.__cuda_array_interface__["data"][0]).device
+
+
 def as_cupy(x):
-    """Return an array on a GPU, of whatever library, as one of CuPy, without a copy."""
+    """Return an array on a GPU, of whatever library, as one of CuPy: without a copy, if that is the current one."""
     import cupy
 
     if hasattr(x, "__cuda_array_interface__"):

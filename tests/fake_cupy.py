@@ -185,7 +185,7 @@ class Cupy(ModuleType):
         super().__init__("cupy")
         self.cuda = SimpleNamespace(
             Device=lambda: SimpleNamespace(id=current),
-            get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=lambda: None),
+            get_current_stream=lambda: SimpleNamespace(ptr=0, synchronize=lambda: None, is_capturing=lambda: False),
             alloc_pinned_memory=PinnedMemory,
             cublas=SimpleNamespace(
                 gemmEx=gemm_ex,
@@ -196,7 +196,11 @@ class Cupy(ModuleType):
                 CUBLAS_GEMM_DEFAULT=CUBLAS_GEMM_DEFAULT,
             ),
             device=SimpleNamespace(get_cublas_handle=lambda: "handle"),
-            runtime=SimpleNamespace(CUDA_R_32F=CUDA_R_32F, CUDA_R_16BF=CUDA_R_16BF),
+            runtime=SimpleNamespace(
+                CUDA_R_32F=CUDA_R_32F,
+                CUDA_R_16BF=CUDA_R_16BF,
+                pointerGetAttributes=lambda _: SimpleNamespace(device=0),
+            ),
         )
         self.add = SimpleNamespace(reduceat=_function(np.add.reduceat))
 

@@ -200,6 +200,12 @@ def test_places_that_do_not_go_together_are_refused(cupy, batch):
     with pytest.raises(TypeError, match="chunk 0 lies on a GPU, expected an array of the host"):
         network().predict_stream(lambda: [values])
     if compiling.SIMULATED:
+        sets, net = fastperm.Sets(values, [0, 9]), network()
+        values.device = type("Device", (), {"id": 1})
+        for call in (lambda: net(sets), lambda: net.loss_and_gradients(sets, np.zeros((1, 2)))):
+            with pytest.raises(ValueError, match="values lies on GPU 1, and the current one is GPU 0; make the other"):
+                call()
+        del values.device
         cupy.cuda.Device = lambda: type("Device", (), {"id": 1})
         with pytest.raises(ValueError, match="values lies on GPU 0, and the current one is GPU 1; make the other"):
             fastperm.Sets(values, [0, 9])

@@ -277,20 +277,41 @@ def test_kernels_of_one_architecture_run_on_no_later_one(monkeypatch):
     assert compiling.Kernel(None, "any", ["f4"], 32).for_architecture(text, (9, 0)) == ".version 9.0\n.target sm_90\n"
 
 
-def test_a_damaged_file_is_compiled_anew(machine, monkeypatch, caplog):
-    module = machine()
+class DriverError(RuntimeError):
+    """As CuPy tells of them."""
+
+    def __init__(self, status, says):
+        super().__init__(says)
+        self.status = status
+
+
+def driver(taken):
+    """Return a RawModule that takes texts of which ``taken`` is true and, as CuPy, reads a file of a name once."""
+    read: dict = {}
 
     class RawModule:
+        asked: list = []  # noqa: RUF012
+
         def __init__(self, path):
-            self.text = Path(path).read_text()
+            self.text = read.setdefault(path, Path(path).read_text())
+            self.asked.append(self.text)
 
         def get_function(self, name):
-            if not self.text.startswith(name):
-                raise ValueError("CUDA_ERROR_INVALID_PTX")
+            if not taken(self.text):
+                raise DriverError(218, "CUDA_ERROR_INVALID_PTX")
             return self.text
 
-    module.RawModule = RawModule
+    return RawModule
+
+
+@pytest.fixture
+def says_how_it_was_compiled(monkeypatch):
     monkeypatch.setattr(compiling.Kernel, "compile", lambda self, *architecture, by=None: f"{self.name} by {by}")
+
+
+def test_a_damaged_file_is_compiled_anew(machine, says_how_it_was_compiled, caplog):
+    module = machine()
+    module.RawModule = driver(lambda text: text.startswith("mask"))
     path = compiling._ptx("mask", (9, 0))
     path.write_text("mas")
     with caplog.at_level(logging.WARNING, "fastperm"):
@@ -298,34 +319,71 @@ def test_a_damaged_file_is_compiled_anew(machine, monkeypatch, caplog):
     assert caplog.text.count("CUDA_ERROR_INVALID_PTX") == 1
     path.write_text("mas")
     compiling._loaded.cache_clear()
-    machine(compiler=None).RawModule = RawModule
+    machine(compiler=None).RawModule = driver(lambda text: text.startswith("mask"))
     with pytest.raises(RuntimeError, match=r"the GPU's driver does not take .*mask-sm_90.*\(CUDA_ERROR_INVALID_PTX\)"):
         compiling._loaded("mask", 0, 1)
 
 
 @pytest.mark.parametrize("taken", ["mask by (9, 0)", None])
-def test_what_a_card_refuses_is_compiled_for_the_card_itself(machine, monkeypatch, taken):
-    module, asked = machine(), []
-
-    class RawModule:
-        def __init__(self, path):
-            self.text = Path(path).read_text()
-            asked.append(self.text)
-
-        def get_function(self, name):
-            if self.text != taken:
-                raise ValueError("CUDA_ERROR_INVALID_PTX")
-            return self.text
-
-    module.RawModule = RawModule
-    monkeypatch.setattr(compiling.Kernel, "compile", lambda self, *architecture, by=None: f"{self.name} by {by}")
+def test_what_a_card_refuses_is_compiled_for_the_card_itself(machine, says_how_it_was_compiled, taken):
+    module = machine()
+    module.RawModule = driver(lambda text: text == taken)
     if taken:
         assert compiling._loaded("mask", 0, 1) == taken
         assert compiling._ptx("mask", (9, 0)).read_text() == taken
     else:
-        with pytest.raises(ValueError, match="CUDA_ERROR_INVALID_PTX"):
+        with pytest.raises(DriverError, match="CUDA_ERROR_INVALID_PTX"):
             compiling._loaded("mask", 0, 1)
-    assert asked == ["mask by None", "mask by None", "mask by (9, 0)"]
+    assert module.RawModule.asked == ["mask by None", "mask by None", "mask by (9, 0)"]
+
+
+def test_a_damaged_file_in_a_folder_of_somebody_else_is_left(machine, says_how_it_was_compiled, monkeypatch):
+    module = machine()
+    module.RawModule = driver(lambda text: text.startswith("mask"))
+    path = compiling._ptx("mask", (9, 0))
+    path.write_text("mas")
+
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        unlink = Path.unlink
+        patch.setattr(Path, "unlink", lambda self, *a, **k: (refuse if self == path else unlink)(self, *a, **k))
+        assert compiling._loaded("mask", 0, 1) == "mask by None"
+    assert path.read_text() == "mas"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(2, MemoryError), (719, DriverError)], ids=["memory", "a failed launch"])
+def test_errors_that_are_not_the_files_leave_it(machine, says_how_it_was_compiled, status, kind):
+    module = machine()
+
+    class RawModule:
+        def __init__(self, path):
+            raise DriverError(status, "CUDA_ERROR_OF_SOME_KIND")
+
+    module.RawModule = RawModule
+    path = compiling._ptx("mask", (9, 0))
+    with pytest.raises(kind, match="CUDA_ERROR_OF_SOME_KIND"):
+        compiling._loaded("mask", 0, 1)
+    assert path.read_text() == "mask by None"
+
+
+def test_a_launch_that_finds_no_memory_is_an_error_of_memory(machine, says_how_it_was_compiled, monkeypatch):
+    module = machine()
+    module.RawModule = lambda path: SimpleNamespace(
+        get_function=lambda name: SimpleNamespace(kernel=SimpleNamespace(ptr=name))
+    )
+    module.cuda.get_current_stream = lambda: SimpleNamespace(ptr=77)
+    monkeypatch.setattr(compiling, "KERNELS", {})
+    kernel = compiling.Kernel(None, "wide", ["f4"], 32)
+    for status, kind in ((2, MemoryError), (1, DriverError)):
+
+        def launch(*_, status=status):
+            raise DriverError(status, "CUDA_ERROR_OF_SOME_KIND")
+
+        module.cuda.driver = SimpleNamespace(launchKernel=launch)
+        with pytest.raises(kind, match="CUDA_ERROR_OF_SOME_KIND"):
+            kernel(16, 1.0)
 
 
 def test_a_kernel_is_compiled_once_for_all_architectures(machine, monkeypatch):

@@ -215,3 +215,22 @@ def test_a_limit_of_threads_ends_with_the_number_before_it():
     with limited_threads(1):
         assert workers.get_num_threads() == 1
     assert workers.get_num_threads() == 3
+
+
+def test_limits_of_threads_may_overlap():
+    from threadpoolctl import threadpool_info
+
+    def of_blas():
+        return [found["num_threads"] for found in threadpool_info()]
+
+    np.ones((2, 2)) @ np.ones((2, 2))
+    workers.set_num_threads(3)
+    before, first, second = of_blas(), limited_threads(1), limited_threads(2)
+    first.__enter__()
+    second.__enter__()
+    assert workers.get_num_threads() == 2
+    first.__exit__(None, None, None)
+    assert workers.get_num_threads() == 2
+    second.__exit__(None, None, None)
+    assert workers.get_num_threads() == 3
+    assert of_blas() == before

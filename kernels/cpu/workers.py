@@ -199,7 +199,7 @@ def _start(work, helpers):
     later must find out that nobody waits for it.
     """
     global _pool, _pool_size
-    futures = [Future() for _ in range(helpers)]
+    futures: list[Future] = [Future() for _ in range(helpers)]
     with _lock:
         if _pool is None or _pool_size < helpers:
             if _pool is not None:

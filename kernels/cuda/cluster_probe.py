@@ -3,7 +3,6 @@
 Capability and limits promise clusters of eight blocks, and say nothing of whether so many find room beside each other.
 """
 
-import functools
 import logging
 
 import numpy as np
@@ -14,6 +13,9 @@ from fastperm.kernels.cuda.vectors import cluster_barrier, cluster_rank, cluster
 
 THREADS = 4 if SIMULATED else 512
 
+# What was found out, by device, blocks and bytes.
+_found: dict[tuple[int, int, int], bool] = {}
+
 _logger = logging.getLogger("fastperm")
 
 
@@ -22,11 +24,19 @@ def clusters_run(
     shared,  # bytes of each
 ):
     """Return whether blocks of such clusters read each other's shared memory; the first time, it is waited for."""
-    return cluster == 1 or _run(0 if SIMULATED else current_device(), cluster, shared)
+    if cluster == 1:
+        return True
+    tried = (0 if SIMULATED else current_device(), cluster, shared)
+    if tried not in _found:
+        if (
+            not SIMULATED and xp().cuda.get_current_stream().is_capturing()
+        ):  # somebody's own graph: nothing can be tried
+            return False
+        _found[tried] = _run(cluster, shared)
+    return _found[tried]
 
 
-@functools.cache
-def _run(device, cluster, shared):
+def _run(cluster, shared):
     try:
         seen = xp().zeros(cluster, np.float32)
         with recorded():  # this is no part of a step that may be recorded now

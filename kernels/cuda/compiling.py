@@ -40,6 +40,11 @@ SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
 # Of CUDA, for parameters in one block of memory (CU_LAUNCH_PARAM_…).
 _BUFFER, _BUFFER_SIZE = 1, 2
+# Of CUDA (CUDA_ERROR_…): there is no memory; and what the driver says of PTX that it does not take (INVALID_IMAGE,
+# NO_BINARY_FOR_GPU, INVALID_PTX, UNSUPPORTED_PTX_VERSION, INVALID_SOURCE, NOT_FOUND).
+_OUT_OF_MEMORY, _REFUSALS = 2, (200, 209, 218, 222, 300, 500)
+# Of CUDA (CU_STREAM_PER_THREAD): an address that stands for another stream in each thread.
+_PER_THREAD = 2
 
 FLOAT32 = numba.types.float32  # for dynamic shared memory, where the simulator does not take NumPy's
 
@@ -160,9 +165,13 @@ class Kernel:
         # As one block of memory: CuPy's own launch takes twice the time for the twenty or so parameters of a kernel.
         self._packing.pack_into(self._packed.memory, 0, *values)
         function, stream = _loaded(self.name, current_device(), cluster), xp().cuda.get_current_stream().ptr
-        xp().cuda.driver.launchKernel(
-            *(function.kernel.ptr, blocks, 1, 1, self.threads, 1, 1, shared, stream, 0, self._packed.extra)
-        )
+        try:
+            xp().cuda.driver.launchKernel(
+                *(function.kernel.ptr, blocks, 1, 1, self.threads, 1, 1, shared, stream, 0, self._packed.extra)
+            )
+        except Exception as error:
+            raise_memory_error(error)
+            raise
 
     def compile(self, architecture, by=None):
         """Return PTX for an architecture, such as (9, 0), whose entry bears the name of the kernel.
@@ -438,8 +447,17 @@ def current_device():
 
 
 def current_place():
-    """Return the number of the current device and the address of its current stream."""
-    return (0, 0) if SIMULATED else (current_device(), xp().cuda.get_current_stream().ptr)
+    """Return what tells streams apart: the current device, the address of its current stream, and a thread or 0."""
+    if SIMULATED:
+        return 0, 0, 0
+    stream = xp().cuda.get_current_stream().ptr
+    return current_device(), stream, threading.get_ident() if stream == _PER_THREAD else 0
+
+
+def raise_memory_error(error):
+    """Raise a MemoryError if that is what an error of CUDA means, which for CuPy is one only where it allocates."""
+    if getattr(error, "status", None) == _OUT_OF_MEMORY:
+        raise MemoryError(str(error)) from error
 
 
 @functools.cache
@@ -453,26 +471,43 @@ def _loaded(name, device, cluster):
     # The file may be damaged: once more, from the source. If it has an instruction that this card lacks: for the card
     # itself. If that is refused too, the driver says why.
     ways = [None] if architecture == ARCHITECTURES[-1] else [None, architecture]
+    attempt = 0
     while True:
         try:
-            return _loaded_from(path, name, cluster)
+            return _loaded_from(path, name, cluster, attempt)
         except Exception as error:
+            raise_memory_error(error)
+            if getattr(error, "status", _REFUSALS[0]) not in _REFUSALS:  # the file is not to blame
+                raise
             if not compiler():
                 raise RuntimeError(f"the GPU's driver does not take {path} ({error})") from error
-            path.unlink(missing_ok=True)
-            if not ways:
+            if attempt == len(ways):
+                with contextlib.suppress(OSError):
+                    path.unlink()
                 raise
             _logger.warning("the GPU's driver does not take %s (%s); it is compiled anew", path, error)
-            make = functools.partial(KERNELS[name].compile, architecture, by=ways.pop(0))
-            path = _ptx(name, architecture, path.parent, make)
+            path = _compiled_anew(path, name, architecture, ways[attempt])
+            attempt += 1
 
 
-def _loaded_from(path, name, cluster):
+def _compiled_anew(path, name, architecture, by):
+    """Return the file that takes the place of one that the driver refused, in another folder if need be."""
+    make = functools.partial(KERNELS[name].compile, architecture, by=by)
+    try:
+        path.unlink(missing_ok=True)
+        return _ptx(name, architecture, path.parent, make)
+    except OSError:  # the folder is somebody else's
+        own = Path(_own_folder().name)
+        (own / path.name).unlink(missing_ok=True)
+        return _ptx(name, architecture, own, make)
+
+
+def _loaded_from(path, name, cluster, attempt):
     import cupy
 
-    if cluster > 1:  # nothing else differs, and CuPy takes no text
+    if cluster > 1 or attempt:  # CuPy takes no text, and knows a file again by its name, whatever it holds
         text = path.read_text().replace(_cluster_of(1), _cluster_of(cluster))
-        path = Path(_own_folder().name) / f"{path.stem}-{cluster}-{threading.get_ident()}.ptx"
+        path = Path(_own_folder().name) / f"{path.stem}-{cluster}-{attempt}-{threading.get_ident()}.ptx"
         path.write_text(text)
     function = cupy.RawModule(path=str(path)).get_function(name)
     if KERNELS[name].dynamic:

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from fastperm.kernels.cuda.compiling import SIMULATED, current_device, xp
+from fastperm.kernels.cuda.compiling import SIMULATED, current_place, xp
 
 KEPT = 16  # arrays, the last that were asked for
 KEPT_BYTES = 1 << 20  # larger ones are copied each time: comparing them takes as long
@@ -18,8 +18,8 @@ def on_device(
         return array
     if SIMULATED or array.nbytes > KEPT_BYTES:
         return xp().asarray(array)
-    stream = xp().cuda.get_current_stream().ptr  # that its memory goes back to, in order with what reads it
-    return _copied(array.tobytes(), array.dtype.str, current_device(), stream)
+    # Of one stream: its memory goes back to that, in order with what reads it.
+    return _copied(array.tobytes(), array.dtype.str, current_place())
 
 
 def sizes(
@@ -40,5 +40,5 @@ def _known_sizes(content, dtype):
 
 
 @functools.lru_cache(KEPT)
-def _copied(content, dtype, device, stream):
+def _copied(content, dtype, place):
     return xp().asarray(np.frombuffer(content, dtype))

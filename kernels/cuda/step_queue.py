@@ -9,6 +9,7 @@ the rate from memory of the host, and its last one leaves the loss there (`mappe
 """
 
 import math
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -100,6 +101,12 @@ class SingleStep:
         self._gradients, self._work, self._lent = gradients, work, lent
         self._graph: Any = None
         self.waiting = False
+
+    def __del__(self):
+        # The memory that an interrupted step leaves its loss in must not be another's by then.
+        if getattr(self, "waiting", False) and not SIMULATED:
+            with suppress(Exception):
+                xp().cuda.runtime.deviceSynchronize()
 
     def step(self, rate):
         """Begin the step, at this rate of Adam."""
