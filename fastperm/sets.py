@@ -39,6 +39,10 @@ class Sets:
     `weights` of the right dtype and layout are held as they are, not copied, and treated as immutable: if they are
     changed afterwards, they are not checked again.
 
+    What an element of weight 0 holds is computed with all the same, as a network without pooling answers for it, too.
+    So it should not be so large that activations overflow, as a mark such as 3e38 is: infinity times 0 is NaN.
+    `masked` leaves elements out.
+
     Values and weights may lie on an NVIDIA GPU: CuPy arrays, and whatever has ``__cuda_array_interface__`` or DLPack.
     They are checked and held there, as CuPy arrays, for networks of the cuda backend; `offsets` are NumPy's even so.
 

@@ -37,7 +37,7 @@ class Foreign:
         if how == "dlpack":
             self.__dlpack_device__ = lambda: (2, 0)
         else:
-            self.__cuda_array_interface__ = {}
+            self.__cuda_array_interface__ = {"data": (self.owner.ctypes.data, False)}
 
 
 CIRCLE = {"symmetry": "circle", "orders": 1}
