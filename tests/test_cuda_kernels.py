@@ -773,13 +773,13 @@ def test_clusters_are_tried_out_once(cuda, monkeypatch, caplog, cluster):
 
     if not compiling.SIMULATED and cluster not in compiling.clusters():
         pytest.skip("this GPU has no clusters")
-    cluster_probe._run.cache_clear()
+    cluster_probe._found.clear()
     with compiling.recorded() as work:
         assert cluster_probe.clusters_run(cluster, 1 << 12)
     assert not work
     monkeypatch.setattr(cluster_probe, "_cluster_probe", lambda *_, **__: pytest.fail("tried again"))
     assert cluster_probe.clusters_run(cluster, 1 << 12)
-    cluster_probe._run.cache_clear()
+    cluster_probe._found.clear()
 
     def refuse(*_, **__):
         raise RuntimeError("CUDA_ERROR_INVALID_CLUSTER_SIZE")
@@ -789,7 +789,7 @@ def test_clusters_are_tried_out_once(cuda, monkeypatch, caplog, cluster):
         assert not cluster_probe.clusters_run(cluster, 1 << 12)
         assert not cluster_probe.clusters_run(cluster, 1 << 12)
         assert caplog.text.count(said) == 1
-        cluster_probe._run.cache_clear()
+        cluster_probe._found.clear()
 
 
 ON_CLUSTERS = (

@@ -15,7 +15,7 @@ from fastperm import backend, gpu
 from fastperm.kernels import cuda as kernels
 from fastperm.kernels import reference
 from fastperm.kernels.arrays import on_host
-from fastperm.kernels.cuda import compiling
+from fastperm.kernels.cuda import cluster_probe, compiling
 from fastperm.losses import mean_squared_error
 
 
@@ -254,6 +254,25 @@ def test_how_many_blocks_are_a_cluster_is_said_when_a_kernel_is_loaded(machine, 
     assert [path.name for path in compiling.cache_folder().iterdir()] == ["wide-sm_90-numba-cuda-0.ptx"]
     assert compiling._ptx("wide", (9, 0)).read_text() == said.format(1)
     assert [kernel.runs_on(architecture) for architecture in compiling.ARCHITECTURES] == [False, True, True]
+
+
+def test_clusters_are_not_given_up_for_good_while_somebody_captures(machine, monkeypatch):
+    module, capturing, tried = machine(), [True], []
+
+    def probe(blocks, seen, **_):
+        tried.append(blocks)
+        seen[:] = [(rank + 1) % blocks + 1 for rank in range(blocks)]
+
+    module.zeros = np.zeros
+    module.cuda.get_current_stream = lambda: SimpleNamespace(is_capturing=lambda: capturing[0])
+    monkeypatch.setattr(cluster_probe, "_cluster_probe", probe)
+    monkeypatch.setattr(cluster_probe, "_found", {})
+    assert not cluster_probe.clusters_run(2, 100)
+    capturing[0] = False
+    assert cluster_probe.clusters_run(2, 100)
+    capturing[0] = True
+    assert cluster_probe.clusters_run(2, 100)
+    assert tried == [2]
 
 
 def test_older_cards_need_no_kernels_that_they_cannot_run(machine, monkeypatch):
