@@ -14,7 +14,7 @@ from fastperm.kernels.cuda.compiling import SIMULATED, cuda, kernel, xp
 from fastperm.kernels.cuda.copying import copied
 from fastperm.kernels.cuda.equivariant import layer_inputs, layer_parameters
 from fastperm.kernels.cuda.offsets import on_device
-from fastperm.kernels.cuda.parts import add_parts
+from fastperm.kernels.cuda.parts import add_parts, parts_of
 from fastperm.kernels.cuda.pooling import (
     PARTIAL_ROWS,
     THREADS,
@@ -220,9 +220,7 @@ def _turned_filters(A, B):
 
 def _add_filter_gradients(Z, dQ, dA, dB):
     n_sets, size = Z.shape[1], dA.size
-    parts = max(1, min(BLOCKS // -(-size // THREADS), n_sets // LEAST_SETS))
-    sets_part = -(-n_sets // parts)
-    parts = -(-n_sets // sets_part)
+    parts, sets_part = parts_of(n_sets, BLOCKS // -(-size // THREADS), LEAST_SETS)
     own = xp().empty((2, parts, size), np.float32)
     _filter_gradients(-(-parts * size // THREADS), Z, dQ, *dA.shape, n_sets, sets_part, own[0], own[1])
     add_parts(own[0], dA)

@@ -15,6 +15,16 @@ THREADS = COLUMNS * SHARES
 AT_ONCE = 3 if SIMULATED else 17
 
 
+def parts_of(
+    size,
+    most,  # parts
+    least,  # size of a part, if there is more than one
+):
+    """Return into how many parts of about the same size something is cut, and the size of all but the last."""
+    own = -(-size // max(1, min(most, size // least)))
+    return -(-size // own), own
+
+
 def add_parts(
     parts,  # (P, …)
     total,  # (…), C-contiguous: gets the sum added

@@ -26,9 +26,10 @@ from fastperm.kernels.cuda import product_of_few, product_on_cores, product_on_w
 from fastperm.kernels.cuda.compiling import SIMULATED, cuda, device, kernel, xp
 from fastperm.kernels.cuda.library import in_float32, matmul, round_to_bf16
 from fastperm.kernels.cuda.pairs import MULTIPLE, Pairs
-from fastperm.kernels.cuda.parts import add_parts
+from fastperm.kernels.cuda.parts import add_parts, parts_of
 from fastperm.kernels.cuda.pooling import partial_sums
 from fastperm.kernels.cuda.product_finish import FETCHED, NO_POOL, finish_product, flags_of, part_finisher
+from fastperm.kernels.cuda.tiles import count_tiles, own_tile_of
 from fastperm.kernels.cuda.vectors import aligned, load4, own_block, own_thread, rest_of, store1, store4
 
 PAD = 4  # between steps in shared memory, against bank conflicts; keeps 16 bytes aligned
@@ -124,13 +125,13 @@ def product(
         product_on_warpgroups.launch(precision, A, B, rest, rows, columns, inner, out, partials)
     elif way == ON_CORES:
         B = product_on_cores.weights_for(precision, B, is_aligned=B_aligned)  # they begin anywhere among the parameters
-        tiles, how = _tiles(product_on_cores.TILE, rows, columns), {"A_along_k": True, "B_along_k": B_along_k}
+        tiles, how = count_tiles(product_on_cores.TILE, rows, columns), {"A_along_k": True, "B_along_k": B_along_k}
         product_on_cores.launch(tiles, precision, A, B, *rest, *shape, out, partials, **how)
     elif inner <= product_of_few.MOST:
         product_of_few.launch_finished(A, B, rest, B_along_k, out_aligned, columns, out, partials)
     else:
         tile, kernels = suited(columns)
-        tiles, alignment = _tiles(tile, rows, columns), (A_aligned, B_aligned, out_aligned)
+        tiles, alignment = count_tiles(tile, rows, columns), (A_aligned, B_aligned, out_aligned)
         kernels["turned" if B_along_k else "plain"](tiles, A, B, *rest, *alignment, *shape, out, partials)
     return partials
 
@@ -196,10 +197,8 @@ def add_transposed_product(
     if few:
         tiles = product_of_few.tiles(columns, in_pairs=in_pairs)
     else:
-        tiles = _tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
-    parts = max(1, min((BLOCKS_OF_FEW if few else BLOCKS) // tiles, inner // LEAST_ROWS))
-    inner_part = -(-inner // parts)
-    parts = -(-inner // inner_part)
+        tiles = count_tiles(product_on_cores.TILE if way == ON_CORES else own_tile, rows, columns)
+    parts, inner_part = parts_of(inner, (BLOCKS_OF_FEW if few else BLOCKS) // tiles, LEAST_ROWS)
     out = xp().empty((parts, rows, columns), np.float32)
     nothing = (None,) * 5
     rest, shape = (*nothing, *flags_of(*nothing, False, NO_POOL)), (rows, columns, inner, inner_part)
@@ -211,11 +210,6 @@ def add_transposed_product(
     else:
         kernels["transposed"](tiles * parts, x, g, *rest, *alignment, aligned(out, columns), *shape, out, None)
     add_parts(out, total)
-
-
-def _tiles(tile, rows, columns):
-    """Return how many tiles a matrix has."""
-    return -(-rows // tile.rows) * -(-columns // tile.columns)
 
 
 def way_of(inner, columns, precision="float32", *, is_aligned=True, transposed=False):
@@ -396,6 +390,8 @@ def _make(name, tile, A_along_k, B_along_k):
         add_outer_product(a, b, sums)
         add_outer_product(next_a, next_b, sums)
 
+    own_tile = own_tile_of(rows_tile, columns_tile)
+
     @device
     def own_place(thread):
         row, column = thread // thread_columns, thread % thread_columns
@@ -404,15 +400,6 @@ def _make(name, tile, A_along_k, B_along_k):
             row = thread // 32 // warps_across * 4 + row_in_warp
             column = thread // 32 % warps_across * 8 + column_in_warp
         return row, column
-
-    @device
-    def own_tile(block, rows, columns):
-        column_tiles = (columns + columns_tile - 1) // columns_tile
-        row_tiles = (rows + rows_tile - 1) // rows_tile
-        # Neighbouring blocks share rows of A, the larger matrix.
-        first_column = block % column_tiles * columns_tile
-        first_row = block // column_tiles % row_tiles * rows_tile
-        return first_row, first_column, block // column_tiles // row_tiles
 
     @device
     def multiply_and_put(shared, A_place, B_place, a, b, next_a, next_b, sums, A_put, B_put, next_A, next_B):

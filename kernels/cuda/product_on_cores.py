@@ -15,6 +15,7 @@ from fastperm.kernels.cuda.compiling import FLOAT32, SIMULATED, cuda, device, ke
 from fastperm.kernels.cuda.copying import copied
 from fastperm.kernels.cuda.product_finish import FETCHED, part_finisher
 from fastperm.kernels.cuda.tensor_cores import TENSOR_CORES
+from fastperm.kernels.cuda.tiles import own_tile_of
 from fastperm.kernels.cuda.vectors import (
     copy4_or_zeros,
     end_copies,
@@ -144,6 +145,7 @@ def make(name, tile, cores, A_along_k, B_along_k):
     out_stride = tile.out_stride
     held, held_of_B = 4 * row_fragments * column_fragments, 2 * column_fragments
     steps, pack, multiply_fragments = cores.steps, cores.pack, cores.multiply
+    own_tile = own_tile_of(rows_tile, columns_tile)
     begin_A, fetch_A = _loader(cores, A_along_k, rows_tile, inner_tile, threads)
     begin_B, fetch_B = _loader(cores, B_along_k, columns_tile, inner_tile, threads)
     A_stride = _stride(cores, A_along_k, rows_tile, inner_tile)
@@ -200,13 +202,7 @@ def make(name, tile, cores, A_along_k, B_along_k):
         own_line, own_step = lane // 4, pack * (lane % 4)
         own_row = warp // column_warps * (16 * row_fragments) + own_line
         own_column = warp % column_warps * (8 * column_fragments)
-        column_tiles = (columns + columns_tile - 1) // columns_tile
-        row_tiles = (rows + rows_tile - 1) // rows_tile
-        block = np.int64(cuda.blockIdx.x)
-        # Neighbouring blocks share rows of A, the larger matrix.
-        first_column = block % column_tiles * columns_tile
-        first_row = block // column_tiles % row_tiles * rows_tile
-        part = block // column_tiles // row_tiles
+        first_row, first_column, part = own_tile(np.int64(cuda.blockIdx.x), rows, columns)
         k = part * inner_part
         end_k = min(k + inner_part, inner)
         A_lead = inner if A_along_k else rows
