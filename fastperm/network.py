@@ -424,8 +424,8 @@ class DeepSet:
         """Set all gradients to zero."""
         self.gradients.flat.fill(0)
 
-    def to(self, backend, precision="float32"):
-        """Return a copy of this network on another backend, or in another precision.
+    def to(self, backend, precision="float32", *, dtype=None):
+        """Return a copy of this network on another backend, in another precision, or of another dtype.
 
         Parameters
         ----------
@@ -433,13 +433,16 @@ class DeepSet:
             The backend of the copy. This network stays as it is.
         precision : {"float32", "tf32", "bfloat16"}, default="float32"
             The precision of the copy.
+        dtype : {"float32", "float64"} or None, default=None
+            The dtype of the copy; None for that of this network.
 
         Returns
         -------
         DeepSet
-            The same parameters, to the bit; gradients zero.
+            The same parameters, to the bit, or rounded to float32; gradients zero.
         """
-        return _rebuild(type(self), self.config(), backend, dict(self.parameters), precision, self._others())
+        config = self.config() if dtype is None else {**self.config(), "dtype": check_dtype(dtype).name}
+        return _rebuild(type(self), config, backend, dict(self.parameters), precision, self._others())
 
     def save(self, path):
         """Write the network to ``path`` (safetensors; see `fastperm.load`)."""

@@ -176,6 +176,16 @@ def test_backends_are_one_word():
     assert net.parameters["head.bias"][0] != 7
 
 
+def test_a_copy_may_have_another_dtype():
+    net = fastperm.DeepSet(2, 5, 2, 3, dtype="float64", backend="reference", seed=0)
+    single = net.to("cpu", dtype="float32")
+    assert (single.dtype, single.backend) == (np.float32, "cpu")
+    np.testing.assert_array_equal(single.parameters.flat, net.parameters.flat.astype(np.float32))
+    assert net.to("reference").dtype == np.float64
+    with pytest.raises(ValueError, match="dtype must be float32 or float64, got 'float16'"):
+        net.to("cpu", dtype="float16")
+
+
 def test_array_likes_are_taken_for_sets():
     net = fastperm.DeepSet(2, 5, 2, 3, seed=0)
     x = np.random.default_rng(0).standard_normal((4, 6, 2)).astype(np.float32)
