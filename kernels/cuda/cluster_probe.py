@@ -36,6 +36,14 @@ def clusters_run(
     return _found[tried]
 
 
+def _captures():
+    """Return whether somebody captures a graph now, so that nothing can be tried."""
+    try:
+        return xp().cuda.get_current_stream().is_capturing()
+    except RuntimeError:  # on another stream, so that this one must not even be asked
+        return True
+
+
 def _run(cluster, shared):
     try:
         seen = xp().zeros(cluster, np.float32)
