@@ -18,7 +18,7 @@ class Adam:
     Parameters
     ----------
     learning_rate : float, default=1e-3
-        lr, positive. The attribute may be changed between steps.
+        lr, at least 0. The attribute may be changed between steps.
     beta1 : float, default=0.9
         Decay of the mean of the gradient.
     beta2 : float, default=0.999
@@ -50,12 +50,12 @@ class Adam:
 
     @property
     def learning_rate(self):
-        """Lr."""
+        """The rate of steps that are given none of their own."""
         return self._learning_rate
 
     @learning_rate.setter
     def learning_rate(self, learning_rate):
-        self._learning_rate = check_number(learning_rate, "learning_rate", above=0)
+        self._learning_rate = check_number(learning_rate, "learning_rate", minimum=0)
 
     def config(self):
         """Return the constructor's arguments."""
@@ -67,7 +67,8 @@ class Adam:
         }
 
     def __repr__(self):
-        return f"Adam({', '.join(f'{name}={value:g}' for name, value in self.config().items())}, steps={self.steps})"
+        settings = ", ".join(f"{name}={value:g}" for name, value in self.config().items())
+        return f"{type(self).__name__}({settings}, steps={self.steps})"
 
     def step(self, parameters, gradients, *, learning_rate=None):
         """Take one step: change the arrays in ``parameters`` in place.
@@ -127,7 +128,7 @@ class Adam:
             raise ValueError("the state has no 'steps'")
         steps = check_integer(state["steps"], "the steps of the state", minimum=0)
         first, second = (
-            {name.removeprefix(order): array.copy() for name, array in state.items() if name.startswith(order)}
+            {name.removeprefix(order): _copied(array) for name, array in state.items() if name.startswith(order)}
             for order in ORDERS
         )
         if different := sorted(first.keys() ^ second.keys()):
@@ -195,6 +196,10 @@ def _by_name(gradients, parameters, first, second):
     """Yield the flat arrays of each parameter."""
     for name in parameters:
         yield [of[name].reshape(-1) for of in (gradients, parameters, first, second)]
+
+
+def _copied(array):
+    return array.copy() if hasattr(array, "copy") and hasattr(array, "dtype") else np.array(array)
 
 
 def _check_array(array, name):

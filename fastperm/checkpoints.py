@@ -199,7 +199,7 @@ def _sort_metadata(path):
 
 
 def _read(path, *kinds):
-    path, wanted = Path(path), f"{kinds[0]}{' or checkpoint' * (len(kinds) - 1)}"
+    path, wanted = Path(path), " or ".join(kinds)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"expected a {wanted} at {path}, which {found}")

@@ -99,12 +99,12 @@ def check_array(x, name, *, gpu=False):
 
 def _holds_masked(x):
     """Return whether x is a masked array, or lists of them; NumPy would take them, and leave out the masks."""
-    if not isinstance(x, (list, tuple)):
-        return isinstance(x, np.ma.MaskedArray)
-    kinds = tuple(set(map(type, x)))  # a list may be one of a million numbers
-    if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
-        return True
-    return any(issubclass(kind, (list, tuple)) for kind in kinds) and any(map(_holds_masked, x))
+    # Of lists in lists the first will do: there may be a million.
+    while isinstance(x, (list, tuple)) and x:
+        if any(issubclass(kind, np.ma.MaskedArray) for kind in set(map(type, x))):
+            return True
+        x = x[0]
+    return isinstance(x, np.ma.MaskedArray)
 
 
 def check_real(x, name, dtype=None, *, gpu=False):

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastperm.baselines import ESTIMATORS, GAUSSIAN, target_moments
-from fastperm.checks import check_choice, check_integer, check_real
+from fastperm.checks import check_array, check_choice, check_integer, check_real
 from fastperm.optimum import spectrum_posterior
 from fastperm.sets import Sets
 
@@ -237,7 +237,7 @@ def estimate_log_powers(net, task, x, y):
         If what the network returns is not finite.
     """
     _check_fits(net, task)
-    x, y = (check_real(numbers, name, np.float64) for numbers, name in ((x, "x"), (y, "y")))
+    x, y = (_as_numbers(numbers, name) for numbers, name in ((x, "x"), (y, "y")))
     if x.ndim != 1 or x.shape != y.shape:
         raise ValueError(f"x and y must have one shape (n,), got {x.shape} and {y.shape}")
     for numbers, name in ((x, "x"), (y, "y")):
@@ -257,6 +257,12 @@ def estimate_log_powers(net, task, x, y):
     if task.output == "power":
         return np.log(estimates, out=np.full_like(estimates, np.nan), where=estimates > 0)
     return estimates
+
+
+def _as_numbers(numbers, name):
+    """Return numbers of any kind that is real, long ones and Python's own included, as float64."""
+    array = check_array(numbers, name)
+    return array.astype(np.float64) if array.dtype.kind in "fO" else check_real(array, name, np.float64)
 
 
 def _check_fits(net, task):

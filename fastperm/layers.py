@@ -226,7 +226,9 @@ class Dense:
 
 def _rows(rows, name, shape, dtype, kernels):
     """Return rows as the kernels take them, of this shape, where None is for any number."""
-    rows = check_kernels(check_real(rows, name, dtype, gpu=True), name, kernels)
+    as_it_is = type(rows) is np.ndarray and rows.dtype == dtype and kernels.xp is np
+    if not (as_it_is and rows.flags.c_contiguous and rows.flags.aligned):
+        rows = check_kernels(check_real(rows, name, dtype, gpu=True), name, kernels)
     if rows.ndim != 2 or any(wanted not in (None, found) for wanted, found in zip(shape, rows.shape, strict=True)):
         wanted = ", ".join("any" if number is None else str(number) for number in shape)
         raise ValueError(f"{name} must have shape ({wanted}), got {rows.shape}")

@@ -28,6 +28,8 @@ _FIXED = frozenset(
         *("dtype", "backend", "parameters", "gradients", "layers", "pooling", "head"),
     )
 )
+# All that `DeepSet` keeps; whatever else it has, somebody added.
+_OWN = _FIXED | {"invariance", "precision", "kernels", "_symmetries", "_recorded"}
 _logger = logging.getLogger("fastperm")
 
 
@@ -182,12 +184,11 @@ class DeepSet:
         self.layers = tuple(layer(*self._part(f"layers.{i}."), self.kernels, self.aggregate) for i in range(self.depth))
         self.pooling = None if self.pool is None else Pooling(self.kernels, self.pool)
         self.head = Dense(*self._part("head."), self.kernels)
-        self._recorded: OrderedDict = OrderedDict()  # of `train_step`, on a GPU
         self._initialise(check_generator(seed))
-        self._own = frozenset(vars(self))
+        self._recorded: OrderedDict = OrderedDict()  # of `train_step`, on a GPU
 
     def __setattr__(self, name, value):
-        if name in _FIXED and name in vars(self):
+        if name in _FIXED and "_recorded" in vars(self):
             raise AttributeError(f"{name} of a network cannot be changed: its layers have been made; make another one")
         super().__setattr__(name, value)
 
@@ -346,7 +347,7 @@ class DeepSet:
         y, head = self.head.forward(x)
         if self.pool is None:
             y = self._as_given(y, order)
-        saved = Saved(sets, order, tuple(kept), pooling, head, self.config(), E, scales)
+        saved = Saved(sets, order, tuple(kept), pooling, head, DeepSet.config(self), E, scales)
         return beside(self._symmetries.shifted(y, scales, self.kernels), given.values), saved
 
     def loss_and_gradients(self, sets, targets):
@@ -441,7 +442,9 @@ class DeepSet:
         DeepSet
             The same parameters, to the bit, or rounded to float32; gradients zero.
         """
-        config = self.config() if dtype is None else {**self.config(), "dtype": check_dtype(dtype).name}
+        config = DeepSet.config(self)
+        if dtype is not None:
+            config["dtype"] = check_dtype(dtype).name
         return _rebuild(type(self), config, backend, dict(self.parameters), precision, self._others())
 
     def save(self, path):
@@ -452,11 +455,11 @@ class DeepSet:
 
     def __reduce__(self):
         parameters = {name: on_host(array) for name, array in self.parameters.items()}
-        return _rebuild, (type(self), self.config(), self.backend, parameters, self.precision, self._others())
+        return _rebuild, (type(self), DeepSet.config(self), self.backend, parameters, self.precision, self._others())
 
     def _others(self):
         """Return the attributes that somebody else gave it."""
-        return {name: value for name, value in vars(self).items() if name not in self._own and name != "_own"}
+        return {name: value for name, value in vars(self).items() if name not in _OWN}
 
     def _predict(self, given):
         try:
@@ -518,8 +521,10 @@ class DeepSet:
         """Refuse what another network saved: the kernels would read past the end of its arrays."""
         if not isinstance(saved, Saved):
             raise TypeError(f"saved must be what forward returned, got {type(saved).__name__}")
-        own = self.config()
-        if different := [f"{name}={saved.made_by.get(name)!r}" for name in own if saved.made_by.get(name) != own[name]]:
+        own = DeepSet.config(self)
+        del own["invariance"]  # of which only the order is left, and that is saved
+        different = [f"{name}={saved.made_by[name]!r}" for name in own if saved.made_by[name] != own[name]]
+        if different:
             raise ValueError(f"saved comes from another network, with {', '.join(different)}; this one is {self!r}")
 
     def _prepared(self, sets):

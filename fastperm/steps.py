@@ -51,6 +51,7 @@ def train_step(net, sets, targets, optimizer, *, learning_rate=None):
         If sets or targets have the wrong shape.
     """
     check_optimizer(optimizer)
+    sets = net.as_sets(sets) if hasattr(sets, "__next__") else sets  # which can be read once
     if learning_rate is not None and type(optimizer).step is Adam.step:
         learning_rate = check_number(learning_rate, "learning_rate", minimum=0)
     place = _place(net, sets, targets, optimizer)

@@ -239,7 +239,7 @@ def _asked(cells, tests):
 def _plain(value):
     """Return a setting without numbers of NumPy's, which JSON does not take."""
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value))
+        return [*map(_plain, value)] if isinstance(value, list) else tuple(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -1,6 +1,7 @@
 """How many threads the cpu backend uses."""
 
 import contextlib
+import os
 import threading
 
 from fastperm.checks import check_integer
@@ -48,26 +49,52 @@ def set_num_threads(threads):
     workers.set_num_threads(threads)
 
 
-# Limits that hold now, of whatever Python threads, the newest last; and what undoes all of them.
-_limits: list[list[int]] = []
-_undo = contextlib.ExitStack()
+class _Limit:
+    """A limit that holds, and what to go back to when it ends."""
+
+    def __init__(self, threads):
+        from threadpoolctl import threadpool_limits
+
+        from fastperm.kernels.cpu import workers
+
+        self.blas = threadpool_limits(threads)  # first: it may fail
+        self.before = workers.set_num_threads(threads)
+
+    def undo(self):
+        from fastperm.kernels.cpu import workers
+
+        workers.set_num_threads(self.before)
+        self.blas.restore_original_limits()
+
+
+_limits: list[_Limit] = []  # of all Python threads, the newest last
 _lock = threading.Lock()
+
+
+def _forget_lock():
+    """Make another lock in a forked child, which has none of the threads that might have let go of it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
 
 
 @contextlib.contextmanager
 def limited_threads(threads):
     """Compute with so many threads within the block, BLAS included; None leaves everything as it is.
 
-    The number is that of the process. Of blocks in several Python threads, the one that began last says it; BLAS stays
-    with what the first one said, until all have ended.
+    The number is that of the process. Blocks may be nested, and overlap in several Python threads: what the one says
+    that began last counts, and when all have ended, what was before the first.
     """
     if threads is None:
         yield
         return
     threads = check_integer(threads, "threads", minimum=1)
-    own = [threads]  # a list, as it is looked for by identity
     with _lock:
-        _begin(own)
+        own = _Limit(threads)
+        _limits.append(own)
     try:
         yield
     finally:
@@ -75,24 +102,10 @@ def limited_threads(threads):
             _end(own)
 
 
-def _begin(limit):
-    from threadpoolctl import threadpool_limits
-
-    from fastperm.kernels.cpu import workers
-
-    (threads,) = limit
-    before = workers.set_num_threads(threads)
-    if not _limits:
-        _undo.callback(workers.set_num_threads, before)
-        _undo.enter_context(threadpool_limits(threads))
-    _limits.append(limit)
-
-
-def _end(limit):
-    from fastperm.kernels.cpu import workers
-
-    del _limits[next(i for i, other in enumerate(_limits) if other is limit)]
-    if _limits:
-        workers.set_num_threads(_limits[-1][0])
-    else:
-        _undo.close()
+def _end(own):
+    place = _limits.index(own)
+    del _limits[place]
+    if place == len(_limits):
+        own.undo()
+    else:  # the next one goes on, and back to what was before this one
+        _limits[place].before, _limits[place].blas = own.before, own.blas

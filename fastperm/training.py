@@ -72,7 +72,7 @@ def train(
         What the batches are drawn from.
     optimizer : Adam or None, default=None
         The optimiser; None makes an `Adam` with its defaults. Resuming puts the saved moments into it. A run with a
-        checkpoint needs an `Adam`, and begins with one that has taken no steps yet.
+        checkpoint needs an `Adam`, or what has its state, and begins with one that has taken no steps yet.
     schedule : {"constant", "cosine"} or callable, default="constant"
         Learning rate of step t: the optimiser's lr, or lr (1 + cos(π (t − 1) / steps)) / 2, which would be zero after
         the last step (Loshchilov & Hutter 2017, without restarts), or ``schedule(t)``, t counted from 1. A run that is
@@ -120,8 +120,8 @@ def train(
         is not finite, or checkpoint and history are one file.
     TypeError
         If the task has no ``sample``, or one that returns no pair; the optimiser has no ``step``, or with a schedule
-        one that takes no ``learning_rate``, or with "cosine" none of its own. With a checkpoint, also if it is no
-        `Adam`, or JSON cannot hold what the task's ``config()`` returns.
+        one that takes no ``learning_rate``, or with "cosine" none of its own. With a checkpoint, also if it has not
+        the state of an `Adam`, or JSON cannot hold what the task's ``config()`` returns.
     """
     steps = check_integer(steps, "steps", minimum=0)
     batch = check_integer(batch, "batch", minimum=1)
@@ -254,10 +254,13 @@ def _generator(seed, stream, number=0):
 
 def _check_kept(optimizer):
     """Refuse an optimiser whose state a checkpoint does not hold, or could not be given back."""
-    if not (isinstance(optimizer, Adam) and optimizer.config().keys() == Adam().config().keys()):
-        raise TypeError(
-            f"a checkpoint holds the state of an Adam, which alone can go on from it; got {optimizer!r:.80}"
-        )
+    wanted = ("steps", "state", "load_state", "config")
+    if all(hasattr(optimizer, name) for name in wanted) and optimizer.config().keys() == Adam().config().keys():
+        return
+    raise TypeError(
+        "a checkpoint holds the state of an Adam, or of what has its config(), state(), load_state() and steps; got "
+        f"{optimizer!r:.80}"
+    )
 
 
 def _described(task):
@@ -281,8 +284,7 @@ def _resume(checkpoint, net, optimizer, settings):
     theirs = {**saved_optimizer.config(), **saved_net.config(), **saved_settings}
     del mine["learning_rate"]  # which may change on the way
     for name, value in mine.items():
-        # As text: a NaN in the configuration of a task is not equal to itself.
-        if theirs.get(name) != value and json.dumps(theirs.get(name)) != json.dumps(value):
+        if theirs.get(name) != value:
             raise ValueError(
                 f"{checkpoint} belongs to another run: its {name} is {theirs.get(name)!r}, here it is {value!r}"
             )

@@ -25,14 +25,14 @@ def module_of(array):
 
 def device_of(x):
     """Return the number of the GPU that an array lies on, of whatever library."""
-    own = getattr(getattr(x, "device", None), "id", None)
-    if isinstance(own, int):
-        return own
-    if hasattr(x, "__dlpack_device__"):
+    if hasattr(x, "__dlpack_device__"):  # not x.device, whose number may be one of a cluster
         return int(x.__dlpack_device__()[1])
     import cupy
 
-    return cupy.cuda.runtime.pointerGetAttributes(x.__cuda_array_interface__["data"][0]).device
+    address = x.__cuda_array_interface__["data"][0]
+    if address == 0:  # of an empty array
+        return cupy.cuda.Device().id
+    return cupy.cuda.runtime.pointerGetAttributes(address).device
 
 
 def as_cupy(x):

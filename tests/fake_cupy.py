@@ -31,6 +31,9 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def __cuda_array_interface__(self):
         return self._array.__array_interface__
 
+    def __dlpack_device__(self):
+        return 2, self.device.id
+
     def get(self):
         return self._array.copy()
 

@@ -84,7 +84,7 @@ CASES = [
     (lambda: train(validate=(SETS, TARGETS[:1])), ValueError, "targets must have shape"),
     (lambda: fastperm.set_num_threads(0), ValueError, "threads must be at least 1, got 0"),
     (lambda: fastperm.set_num_threads(2.0), TypeError, "threads must be an integer, got 2.0"),
-    (lambda: fastperm.Adam(learning_rate=0), ValueError, "learning_rate must be greater than 0, got 0"),
+    (lambda: fastperm.Adam(learning_rate=-1), ValueError, "learning_rate must be at least 0, got -1"),
     (lambda: fastperm.Adam(learning_rate="fast"), TypeError, "learning_rate must be a number, got 'fast'"),
     (lambda: fastperm.Adam(beta1=1), ValueError, "beta1 must be less than 1, got 1"),
     (lambda: fastperm.Adam(beta2=-0.1), ValueError, "beta2 must be at least 0, got -0.1"),

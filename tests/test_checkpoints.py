@@ -85,8 +85,8 @@ def without(name):
 
 
 DAMAGE = {
-    "truncated": (truncate, "is not a fastperm network or checkpoint: it is damaged"),
-    "header bytes": (flip_header, "is not a fastperm network or checkpoint: it is damaged"),
+    "truncated": (truncate, "is not a fastperm network or fastperm checkpoint: it is damaged"),
+    "header bytes": (flip_header, "is not a fastperm network or fastperm checkpoint: it is damaged"),
     "empty": (lambda path: path.write_bytes(b""), "it is damaged, or no safetensors file"),
     "text": (lambda path: path.write_text("x,y\n1,2\n" * 10), "it is damaged, or no safetensors file"),
     "foreign": (lambda path: save_file({"w": np.ones(3)}, path), "its format is 'that of another program'"),
@@ -120,7 +120,7 @@ def test_damaged_and_foreign_files_are_clear_errors(saved, damage):
 
 
 def test_missing_files_say_what_was_expected(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"a fastperm network or checkpoint at .*nothing.*does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"network or fastperm checkpoint at .*nothing.*does not exist"):
         fastperm.load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="which is a folder"):
         fastperm.load(tmp_path)

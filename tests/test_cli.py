@@ -609,7 +609,7 @@ def test_a_damaged_model(trained, tmp_path):
     for name in ("run.json", "model.safetensors"):
         (tmp_path / name).write_bytes((trained[0] / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"no network")
-    assert "model.safetensors is not a fastperm network or checkpoint: it is damaged" in errors_of(
+    assert "model.safetensors is not a fastperm network or fastperm checkpoint: it is damaged" in errors_of(
         run("evaluate", tmp_path, code=1)
     )
 
@@ -695,7 +695,7 @@ def test_a_run_is_not_overwritten(trained, tmp_path):
         (("--out", "x", "--k-fin", "8"), "k_fin must lie within k = 1 ... k_max = 4, got 1 ... 8"),
         (("--out", "x", "--width", "4,x"), "'x' is not a valid integer range"),
         (("--out", "x", "--width", "4,3", "--depth", "3"), "width must be an integer or have one entry for each"),
-        (("--out", "x", "--learning-rate", "-1"), "learning_rate must be greater than 0, got -1"),
+        (("--out", "x", "--learning-rate", "-1"), "learning_rate must be at least 0, got -1"),
         (("--out", "x", "--beta1", "1"), "beta1 must be less than 1"),
         (("--out", "x", "--noise", "nan"), "noise must be finite, got nan"),
         (("--out", "x", "--amplitudes", "equal"), "'equal' is not one of 'exponential', 'fixed', 'lognormal'"),

@@ -127,6 +127,22 @@ def test_a_change_in_any_source_file_is_noticed(monkeypatch, tmp_path, backend, 
     assert sources.stamp_of(tmp_path / backend) != before
 
 
+def test_each_backend_is_known_by_its_own_sources(monkeypatch):
+    from fastperm.kernels.cuda import compiling as of_cuda
+
+    kernels = Path(sources.__file__).parent
+    assert of_cuda._source_stamp() == sources.stamp_of(kernels / "cuda")[:16] != sources.stamp_of(kernels / "cpu")[:16]
+    asked = []
+    monkeypatch.setattr(compiling, "stamp_of", lambda folder: asked.append(folder) or "stamp")
+    stamp = compiling._source_stamp.__wrapped__
+    before = stamp()
+    assert asked == [kernels / "cpu"]
+    for module in (compiling.numba, compiling.llvmlite):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "__version__", "another")
+            assert stamp() != before
+
+
 def test_versions_that_share_a_cache_do_not_take_each_others_code(first, tmp_path):
     folder = shutil.copytree(first, tmp_path / "shared")
     other = SMALL.replace("from fastperm", "import numba; numba.__version__ += '.other'\nfrom fastperm", 1)

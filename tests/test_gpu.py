@@ -1,9 +1,11 @@
 """Finding a GPU, and launching on it, with a fake driver and a fake CuPy: no GPU is needed."""
 
 import ctypes
+import gc
 import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ from fastperm import backend, gpu
 from fastperm.kernels import cuda as kernels
 from fastperm.kernels import reference
 from fastperm.kernels.arrays import on_host
-from fastperm.kernels.cuda import cluster_probe, compiling
+from fastperm.kernels.cuda import cluster_probe, compiling, step_queue
 from fastperm.losses import mean_squared_error
 
 
@@ -256,6 +258,39 @@ def test_how_many_blocks_are_a_cluster_is_said_when_a_kernel_is_loaded(machine, 
     assert [kernel.runs_on(architecture) for architecture in compiling.ARCHITECTURES] == [False, True, True]
 
 
+def test_streams_of_threads_are_told_apart(machine):
+    module = machine()
+    places = set()
+    for address in (7, 2):  # an ordinary one, and CUDA's word for each thread's own
+        module.cuda.get_current_stream = lambda address=address: SimpleNamespace(ptr=address)
+        found = [compiling.current_place()]
+        thread = threading.Thread(target=lambda: found.append(compiling.current_place()))  # noqa: B023
+        thread.start()
+        thread.join()
+        assert len({place[:2] for place in found}) == 1
+        assert len(set(found)) == (2 if address == 2 else 1)
+        places |= set(found)
+    assert len(places) == 3
+
+
+def test_parameters_on_another_gpu_have_another_layout():
+    first, second = (fastperm.DeepSet(2, 3, 1, 1, backend="reference", seed=0).parameters for _ in range(2))
+    assert first.same_layout(second)
+    second._flat = type("Elsewhere", (np.ndarray,), {"device": "another"})(first.flat.shape, first.flat.dtype)
+    assert not first.same_layout(second)
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_step_that_is_dropped_is_waited_for(monkeypatch, waiting):
+    waited = []
+    monkeypatch.setattr(step_queue, "SIMULATED", False)
+    step = step_queue.SingleStep.__new__(step_queue.SingleStep)
+    step.waiting, step._stream = waiting, SimpleNamespace(synchronize=lambda: waited.append(True))
+    del step
+    gc.collect()
+    assert waited == [True] * waiting
+
+
 def test_clusters_are_not_given_up_for_good_while_somebody_captures(machine, monkeypatch):
     module, capturing, tried = machine(), [True], []
 
@@ -443,6 +478,7 @@ def test_a_compiler_that_is_broken_is_named(tmp_path):
     # numba-cuda is in place of numba.cuda, and what it loads at import can fail in any way.
     script = """
 import sys
+import threading
 class Broken:
     def find_spec(self, name, path=None, target=None):
         if name == "numba.cuda":

@@ -9,6 +9,7 @@ import pytest
 from cases import BACKENDS, error
 
 import fastperm
+from fastperm import network
 
 CONFIGS = [
     {"width": 16, "depth": 2},
@@ -224,7 +225,7 @@ def test_read_only_memory_is_fine(tmp_path, backend):
     "other",
     [
         *({"width": 6}, {"depth": 3}, {"pool": None}, {"dtype": "float64"}),
-        *({"pool": "max"}, {"aggregate": "sum"}, {"invariance": "bitwise"}, {"scale": "rms"}),
+        *({"pool": "max"}, {"aggregate": "sum"}, {"scale": "rms"}),
     ],
     ids=str,
 )
@@ -250,11 +251,15 @@ def test_copies_and_pickles_are_whole():
 
 
 class Named(fastperm.DeepSet):
-    """A network with a constructor and attributes of its own."""
+    """A network with a constructor, attributes and settings of its own."""
 
     def __init__(self, name):
-        super().__init__(2, 4, 1, 3, seed=0)
         self.name = name
+        self.scale = "of its own, until the network has one"
+        super().__init__(2, 4, 1, 3, seed=0)
+
+    def config(self):
+        return {**super().config(), "name": self.name}
 
 
 def test_copies_keep_the_class_and_what_others_added():
@@ -264,6 +269,11 @@ def test_copies_keep_the_class_and_what_others_added():
         assert type(other) is Named
         assert (other.name, other.note) == ("mine", [1, 2])
         np.testing.assert_array_equal(other.parameters.flat, net.parameters.flat)
+
+
+def test_what_a_network_keeps_is_told_from_what_others_add():
+    for settings in ({}, {"pool": None}, {"symmetry": "circle", "scale": "rms"}):
+        assert set(vars(fastperm.DeepSet(2, 4, 1, 3, seed=0, **settings))) == network._OWN
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_another_setting_under_the_same_name_is_refused(swept, tmp_path):
         ({"width": 0}, "cell width=0,seed=0: width must be at least 1, got 0"),
         ({"k_max": 2}, "cell k_max=2,seed=0: k_fin must lie within k = 1 ... k_max = 2"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"learning_rate": -1.0}, "learning_rate must be greater than 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
     ],
 )
 def test_unusable_settings_are_refused(tmp_path, given, message):

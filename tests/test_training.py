@@ -504,10 +504,32 @@ class Decaying(fastperm.Adam):
 
 @pytest.mark.parametrize("optimizer", [Descent(), Decaying()], ids=["no Adam", "more than Adam"])
 def test_a_checkpoint_holds_an_adam_only(tmp_path, optimizer):
-    with pytest.raises(TypeError, match="a checkpoint holds the state of an Adam, which alone can go on from it"):
+    with pytest.raises(TypeError, match=r"a checkpoint holds the state of an Adam, .*; got (<.*Descent|Decaying\()"):
         run(make_net(), steps=1, checkpoint=tmp_path / "state.safetensors", optimizer=optimizer)
     assert not list(tmp_path.iterdir())
     run(make_net(), steps=1, optimizer=optimizer)
+
+
+class Clipped:
+    """What an Adam is asked, but for a step."""
+
+    def __init__(self, adam):
+        self.adam = adam
+
+    def __getattr__(self, name):
+        return getattr(self.adam, name)
+
+    def step(self, parameters, gradients):
+        self.adam.step(parameters, {name: np.clip(own, -0.01, 0.01) for name, own in gradients.items()})
+
+
+def test_what_wraps_an_adam_is_resumed_like_one(tmp_path):
+    path, whole, parts = tmp_path / "state.safetensors", make_net(), make_net()
+    run(whole, steps=4, optimizer=Clipped(fastperm.Adam()))
+    run(parts, steps=2, optimizer=Clipped(fastperm.Adam()), checkpoint=path)
+    parts = make_net()
+    run(parts, steps=4, optimizer=Clipped(fastperm.Adam()), checkpoint=path, resume=True)
+    np.testing.assert_array_equal(parts.parameters.flat, whole.parameters.flat)
 
 
 def test_a_schedule_may_be_a_function():
@@ -542,5 +564,7 @@ def test_targets_that_are_not_finite_are_named():
         run(make_net(), steps=1, validate=[sets, targets])
     with pytest.raises(FloatingPointError, match=r"the loss is nan \(of the targets, row 5, column 1 is nan\)"):
         fastperm.train_step(make_net(), sets, targets, fastperm.Adam())
+    with pytest.raises(FloatingPointError, match=r"the loss is nan \(of the targets, row 5, column 1 is nan\)"):
+        fastperm.train_step(make_net(), (own.values for own in sets), targets, fastperm.Adam())
     with pytest.raises(TypeError, match=r"validate must be an integer, a pair \(sets, targets\) or None, got 3 items"):
         run(make_net(), steps=1, validate=[sets, targets, targets])

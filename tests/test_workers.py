@@ -1,4 +1,6 @@
 import multiprocessing
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -167,6 +169,7 @@ def test_where_no_more_threads_can_be_started_everybody_is_waited_for(monkeypatc
         start(thread)
 
     monkeypatch.setattr(workers, "_pool", None)
+    monkeypatch.setattr(workers, "_pool_size", 0)
     monkeypatch.setattr(threading.Thread, "start", limited)
     workers.set_num_threads(8)
     for _ in range(5):
@@ -217,20 +220,53 @@ def test_a_limit_of_threads_ends_with_the_number_before_it():
     assert workers.get_num_threads() == 3
 
 
-def test_limits_of_threads_may_overlap():
-    from threadpoolctl import threadpool_info
+# In a process of its own, whose BLAS has two threads whatever the tests are run with.
+LIMITS = """
+import multiprocessing
+import numpy as np
+from threadpoolctl import threadpool_info
+from fastperm.kernels.cpu import workers
+from fastperm.threads import limited_threads
 
-    def of_blas():
-        return [found["num_threads"] for found in threadpool_info()]
+np.ones((2, 2)) @ np.ones((2, 2))
 
-    np.ones((2, 2)) @ np.ones((2, 2))
-    workers.set_num_threads(3)
-    before, first, second = of_blas(), limited_threads(1), limited_threads(2)
-    first.__enter__()
-    second.__enter__()
-    assert workers.get_num_threads() == 2
-    first.__exit__(None, None, None)
-    assert workers.get_num_threads() == 2
-    second.__exit__(None, None, None)
-    assert workers.get_num_threads() == 3
-    assert of_blas() == before
+def found():
+    return workers.get_num_threads(), *{found["num_threads"] for found in threadpool_info()}
+
+def child(queue):
+    with limited_threads(1):
+        queue.put(found())
+
+workers.set_num_threads(3)
+assert found() == (3, 2), found()
+with limited_threads(2):
+    with limited_threads(1):
+        assert found() == (1, 1), found()
+    assert found() == (2, 2), found()
+    workers.set_num_threads(1)
+    with limited_threads(2):
+        pass
+    assert workers.get_num_threads() == 1
+    workers.set_num_threads(2)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    context.Process(target=child, args=(queue,)).start()
+    assert queue.get(timeout=60) == (1, 1)
+assert found() == (3, 2), found()
+
+first, second, third = (limited_threads(n) for n in (1, 2, 1))
+for limit in first, second, third:
+    limit.__enter__()
+second.__exit__(None, None, None)
+assert found() == (1, 1), found()
+first.__exit__(None, None, None)
+assert found() == (1, 1), found()
+third.__exit__(None, None, None)
+assert found() == (3, 2), found()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_limits_of_threads_may_be_nested_and_overlap():
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", LIMITS], check=True, env=environment, timeout=120)

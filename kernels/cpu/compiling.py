@@ -39,8 +39,8 @@ _logger = logging.getLogger("fastperm")
 def why_not_kept():
     """Return why compiled code cannot be kept in `cache_folder`, or None if it can."""
     try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache_folder()):
+        _own_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=_own_folder()):
             return None
     except OSError as error:
         return error.strerror

@@ -207,9 +207,14 @@ def _start(work, helpers):
             _pool = ThreadPoolExecutor(helpers, thread_name_prefix="fastperm")
             _pool_size = helpers
         # No thread can be started as the interpreter shuts down, or where the system allows no more.
+        begun = 0
         with suppress(RuntimeError):
             for future in futures:
                 _pool.submit(_help, future, work)
+                begun += 1
+        if begun == 0:  # nobody may ever take what was queued
+            _pool.shutdown(wait=False)
+            _pool = None
     return futures
 
 

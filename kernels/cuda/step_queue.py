@@ -100,13 +100,14 @@ class SingleStep:
         self._rate, self._loss = MappedNumber(np.float32), MappedNumber(np.float64)
         self._gradients, self._work, self._lent = gradients, work, lent
         self._graph: Any = None
+        self._stream: Any = None
         self.waiting = False
 
     def __del__(self):
         # The memory that an interrupted step leaves its loss in must not be another's by then.
         if getattr(self, "waiting", False) and not SIMULATED:
             with suppress(Exception):
-                xp().cuda.runtime.deviceSynchronize()
+                self._stream.synchronize()
 
     def step(self, rate):
         """Begin the step, at this rate of Adam."""
@@ -131,8 +132,9 @@ class SingleStep:
         return [self._loss.on_host.item()]
 
     def _begin(self):
-        if not SIMULATED:  # what comes behind Adam has to be there before it
-            load(_end_single_step.name)
+        if not SIMULATED:
+            self._stream = xp().cuda.get_current_stream()
+            load(_end_single_step.name)  # what comes behind Adam has to be there before it
         self._graph = Graph(self._whole, self._lent)
         self._work = self._lent = None
 

@@ -109,7 +109,9 @@ def _hidden(x, layers, c, orders):
         product(x, W_self, y=z)
         z += own[0, : b.size]
         if orders:
-            z += E @ own[1:, : b.size]
+            turning = np.empty_like(z)
+            product(E, own[1:, : b.size], y=turning)
+            z += turning
         x = np.maximum(z, 0)
     return x, E
 
