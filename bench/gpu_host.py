@@ -56,6 +56,9 @@ class Array:
     def __array_ufunc__(self, *_, **__):
         return self
 
+    def __dlpack_device__(self):
+        return 2, self.device.id
+
     def all(self):
         """Return True, as of finite numbers."""
         return True
