@@ -22,7 +22,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo         train a small network on the power-spectrum task; see $(RUN)/"
-	@echo "make test         the tests"
+	@echo "make packages     set up .venv with all that the tests need; the other targets set up what they need themselves"
+	@echo "make test         the tests: host-test, then simulator-test"
 	@echo "make check        lint, format, types"
 	@echo "make cuda-check   compile and assemble all cuda kernels, look at their machine code, run some; needs no GPU"
 	@echo "make ptx-test     run what the compiler made of all cuda kernels, on NumPy; needs no GPU"

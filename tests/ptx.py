@@ -27,6 +27,17 @@ SHARED_START, GENERIC_SHARED, CONSTANTS = 1 << 10, 1 << 60, 1 << 61
 RANK_SHIFT = 24  # of shared addresses: which block of a cluster they are in, from Hopper on also of the thread's own
 
 
+def unknown(instruction):
+    """Return what is said of an instruction that is not known here."""
+    return f"{instruction}: tests/ptx.py does not know it; add it there, and a case to tests/test_ptx.py"
+
+
+def known(condition, code):
+    """Refuse a form of an instruction that is not known here."""
+    if not condition:
+        raise NotImplementedError(unknown(code))
+
+
 class Instruction(NamedTuple):
     """An instruction; ``guard`` is the predicate that it is done under, with its sign, or None."""
 
@@ -283,7 +294,7 @@ class Translator:
             if name in ("shl", "shr"):  # by so many bits, of 32
                 values[1] = f"asarray({self._value(sources[1], 'u4')}).astype('{dtype}')"
             return [f"{FUNCTIONS[name]}({', '.join(values)}, out={self._register(target, dtype)}, where=M)"]
-        return [f"raise NotImplementedError({instruction.text!r})"]
+        return [f"raise NotImplementedError({unknown(instruction.text)!r})"]
 
     def _put(self, target, dtype, value):
         return [f"copyto({self._register(target, dtype)}, {value}, where=M, casting='unsafe')"]
@@ -319,7 +330,7 @@ class Translator:
 
     def _cvt(self, code, target, *sources):
         *how, to, of = code.split(".")[1:]
-        assert how in ([], ["rn"], ["rni"], ["rna"]), code
+        known(how in ([], ["rn"], ["rni"], ["rna"]), code)
         if to == "bf16x2":
             upper, lower = (self._value(source, "f4") for source in sources)
             return self._put(target, "u4", f"bf16({upper}) << 16 | bf16({lower})")
@@ -336,7 +347,7 @@ class Translator:
 
     def _mad(self, code, target, a, b, c):
         dtype = DTYPES[code.rpartition(".")[2]]
-        assert code.startswith("mad.lo."), code
+        known(code.startswith("mad.lo."), code)
         a, b, c = (self._value(operand, dtype) for operand in (a, b, c))
         return self._put(target, dtype, f"{a} * {b} + {c}")
 
@@ -357,12 +368,12 @@ class Translator:
         return self._put(target, dtype, value)
 
     def _shf(self, code, target, low, high, count):
-        assert code == "shf.l.wrap.b32", code
+        known(code == "shf.l.wrap.b32", code)
         low, high = (f"asarray({self._value(operand, 'u4')}).astype('u8')" for operand in (low, high))
         return self._put(target, "u4", f"(({high} << 32 | {low}) << ({self._value(count, 'u4')} & 31)) >> 32")
 
     def _prmt(self, code, target, a, b, which):
-        assert code == "prmt.b32", code
+        known(code == "prmt.b32", code)
         a, b = (f"asarray({self._value(operand, 'u4')}).astype('u8')" for operand in (a, b))
         which = int(which.rstrip("U"), 0)
         chosen = [which >> 4 * i & 15 for i in range(4)]
@@ -372,7 +383,7 @@ class Translator:
         )]  # fmt: skip
 
     def _dp2a(self, code, target, a, b, c):
-        assert code == "dp2a.lo.u32.u32", code
+        known(code == "dp2a.lo.u32.u32", code)
         a, b, c = (f"asarray({self._value(operand, 'u4')})" for operand in (a, b, c))
         return self._put(target, "u4", f"({a} & 65535) * ({b} & 255) + ({a} >> 16) * ({b} >> 8 & 255) + {c}")
 
@@ -381,7 +392,7 @@ class Translator:
         dtype = DTYPES[kind]
         if where == ["param"]:
             if not any(source[1:-1] == name for name, _, _ in self.program.parameters):
-                return [f"raise NotImplementedError({code!r})"]  # of a function that is called
+                return [f"raise NotImplementedError({unknown(code)!r})"]  # of a function that is called
             return self._put(target, dtype, f"{source.strip('[]')}.astype('{dtype}')")
         wide = self.program.registers.get(target, dtype)
         if np.dtype(wide).itemsize != np.dtype(dtype).itemsize:  # a number goes to the lower bits, with its sign
@@ -391,7 +402,7 @@ class Translator:
         targets = [self._register(own.strip(), dtype) for own in target.strip("{}").split(",")]
         memory = {"shared": "shared", "global": "memory"}.get(where[0])
         if memory is None and where[0] != "shared::cluster":
-            return [f"raise NotImplementedError({code!r})"]
+            return [f"raise NotImplementedError({unknown(code)!r})"]
         take = f"{memory or 'shared'}.load"
         return [f"{take}(M, {self._address(source)}, ({', '.join(targets)},))"]
 
@@ -400,12 +411,12 @@ class Translator:
         dtype = DTYPES[kind]
         memory = {"shared": "shared", "global": "memory"}.get(where[0])
         if memory is None:
-            return [f"raise NotImplementedError({code!r})"]
+            return [f"raise NotImplementedError({unknown(code)!r})"]
         sources = [self._value(own.strip(), dtype) for own in source.strip("{}").split(",")]
         return [f"{memory}.store(M, {self._address(target)}, ({', '.join(sources)},))"]
 
     def _mapa(self, code, target, source, rank):
-        assert code == "mapa.shared::cluster.u32", code
+        known(code == "mapa.shared::cluster.u32", code)
         source, rank = self._value(source, "u4"), self._value(rank, "u4")
         return self._put(target, "u4", f"{source} & {(1 << RANK_SHIFT) - 1} | {rank} << {RANK_SHIFT}")
 
@@ -417,11 +428,11 @@ class Translator:
         if code.startswith("cp.async.bulk."):
             how = "shared::cluster.global.mbarrier::complete_tx::bytes"
             target, source, size, barrier, *blocks = operands
-            assert code == f"cp.async.bulk.{how}{'.multicast::cluster' if blocks else ''}", code
+            known(code == f"cp.async.bulk.{how}{'.multicast::cluster' if blocks else ''}", code)
             where = f"{self._address(target)}, memory, {self._address(source)}, {self._value(size, 'u4')}"
             blocks = self._value(blocks[0], "u2") if blocks else "1 << cluster_ctarank"  # as bits
             return [f"shared.copy_to_blocks(M, {where}, {self._address(barrier)}, {blocks})"]
-        assert code == "cp.async.cg.shared.global", code
+        known(code == "cp.async.cg.shared.global", code)
         target, source, size, *read = operands
         assert size == "16", size
         read = self._value(read[0], "u4") if read else "16"
@@ -446,11 +457,11 @@ class Translator:
             return [f"shared.wait_for_products(M, {int(operands[0])})"]
         d, a, descriptor, *settings = operands
         expected = {"tf32": ["1", "1", "1"], "bf16": ["1", "1", "1", "0"]}[kind]  # d is added to, nothing is turned
-        assert (what, settings) == ("mma_async", expected), code
+        known((what, settings) == ("mma_async", expected), code)
         assert self._fenced, "a product without a fence for registers before"
         d = [self._register(own.strip(), "f4") for own in d.strip("{}").split(",")]
         a = [self._register(own.strip(), "u4") for own in a.strip("{}").split(",")]
-        assert f"n{2 * len(d)}k" in code, code
+        known(f"n{2 * len(d)}k" in code, code)
         b = f"shared.factor(M, {self._value(descriptor, 'u8')}, {2 * len(d)})"
         a = f"({', '.join(a)})"
         return [f"shared.lend(M, {a})", f"{kind}_product_of_warpgroups(M, ({', '.join(d)}), {a}, {b})"]
@@ -458,7 +469,7 @@ class Translator:
     def _fence(self, code):
         if code == "fence.mbarrier_init.release.cluster":
             return ["shared.announce_barriers(M)"]
-        assert code == "fence.proxy.async.shared::cta", code
+        known(code == "fence.proxy.async.shared::cta", code)
         return ["shared.fence(M)"]
 
     def _mbarrier(self, code, *operands):
@@ -468,11 +479,11 @@ class Translator:
         if code == "mbarrier.arrive.expect_tx.shared::cta.b64":
             _, place, count = operands
             return [f"shared.expect(M, {self._address(place)}, {self._value(count, 'u4')})"]
-        assert code == "mbarrier.try_wait.parity.shared::cta.b64", code
+        known(code == "mbarrier.try_wait.parity.shared::cta.b64", code)
         target, place, phase = operands
         value = f"shared.have_arrived(M, {self._address(place)}, {self._value(phase, 'u4')})"
         return self._put(target, "?", value)
 
     def _barrier(self, code):
-        assert code in ("barrier.cluster.arrive.release", "barrier.cluster.arrive.relaxed.aligned"), code
+        known(code in ("barrier.cluster.arrive.release", "barrier.cluster.arrive.relaxed.aligned"), code)
         return []  # the wait comes next, as `_part` has seen

@@ -52,6 +52,18 @@ def test_ties_are_shared_across_the_pieces_of_a_large_set(monkeypatch):
         assert error(found, wanted) <= TOLERANCES["float64"]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nobody_attains_a_maximum_that_is_nan(backend):
+    case = Case((2, 3), 2, 1, weighted=False)
+    case.x[0, 1] = np.nan
+    p, dx = run(backend, case, "max")
+    assert np.isnan(p).tolist() == [[False, True], [False, False]]
+    assert not dx[:2, 1].any()
+    sums = np.add.reduceat(dx, case.offsets[:-1], axis=0)  # each gradient goes to one element
+    np.testing.assert_array_equal(sums, np.where(np.isnan(p), 0, case.dp))
+
+
 def check(backend, case, pool, dtype):
     p, dx = run(backend, case, pool, dtype)
     assert error(p, oracle.pooling(case.x, case.bounds, case.w, pool)) <= TOLERANCES[dtype]

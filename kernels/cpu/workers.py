@@ -4,6 +4,9 @@ Kernels release the GIL, so plain threads run them side by side. Numba's own lay
 the process when two Python threads call in at once, and OpenMP aborts after a fork. What is large, the chunks and the
 pieces depend on the batch only, never on the number of threads, so that sums over them give the same bits on 1 or 64
 threads.
+
+An operation on rows takes `small_chunks` for whole sets, and `pieces` of each of the `large_sets`; one that does little
+for each set and splits none, `for_each_chunk`, or `share` where a chunk takes less than a millisecond.
 """
 
 import os

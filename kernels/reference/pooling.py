@@ -45,7 +45,8 @@ def pooling_backward(
         w = np.ones(len(x)) if weights is None else weights.astype(np.float64)
         attained = (x == np.repeat(p, counts, axis=0)) * w[:, None]
         ties = np.add.reduceat(attained, offsets[:-1], axis=0)
-        dx[:] = attained * np.repeat(dp / ties, counts, axis=0)
+        shares = np.divide(dp, ties, out=np.zeros_like(ties), where=ties > 0)  # nobody attains a maximum that is NaN
+        dx[:] = attained * np.repeat(shares, counts, axis=0)
         return
     if pool == "mean":
         dp = dp / total_weights(offsets, weights)[:, None]
