@@ -682,7 +682,7 @@ class Blocks:
     def _run_together(self, part, runs):
         """Run threads from a part on that they have come to, as long as they go the same way."""
         M = runs & (self._place == part)
-        warps = int(M.reshape(-1, ptx.WARP).any(axis=1).sum())
+        warps = int(M.reshape(-1, min(self.program.threads, ptx.WARP)).any(axis=1).sum())
         everyone = bool(M.all())
         while True:
             code = self._code(part)
