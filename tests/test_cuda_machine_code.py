@@ -390,10 +390,11 @@ def without_counts(ptx):
     return re.sub(NUMBERED + r"|B\d+v\d+B", "", ptx)
 
 
-def test_kernels_that_two_processes_compiled_are_assembled_together(assembled, tmp_path):
-    _, _, ptx = assembled("product_128x64", (9, 0))
+@pytest.mark.parametrize("name", ["product_128x64"])
+def test_kernels_that_two_processes_compiled_are_assembled_together(name, assembled, tmp_path):
+    _, _, ptx = assembled(name, (9, 0))
     path = tmp_path / "both.ptx"
-    path.write_text(in_one_text({"product_128x64": ptx, "other": ptx.replace(" product_128x64(", " other(")}))
+    path.write_text(in_one_text({name: ptx, "other": ptx.replace(f" {name}(", " other(")}))
     subprocess.run([tool("ptxas"), "-arch", "sm_90", path, "-o", tmp_path / "both.cubin"], check=True)
 
 
