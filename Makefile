@@ -7,7 +7,7 @@ TRIAL := runs/bench
 TESTED := check test cuda-check executors rivals
 # As many tests at a time as there are processors, within reason: each process has threads of its own.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8
-AS_PTX := exactly or (finishes and (20-132 or 196-260)) or (integers_and_rounded and 200-264) or (mean-sum and ((test_resident and (333 or 2500 or 400)) or (share_a_set and (4-1 or 1-8)))) or (comes_again and chip)
+AS_PTX := exactly or (finishes and (20-132 or 196-260)) or (integers_and_rounded and 200-264) or (mean-sum and ((test_resident and (333 or 2500 or 400)) or (share_a_set and (4-1 or 1-8))))
 COMMA := ,
 SPACE := $(subst ,, )
 WHEEL_TESTS := test_backend.py test_gpu.py test_network.py \
@@ -78,8 +78,7 @@ check: $(VENV)/.made-check
 # The first leaves PTX where others find it; then some of it runs, without a GPU.
 cuda-check: $(VENV)/.made-cuda-check
 	$(BIN)/python -m pytest -m machine_code tests/test_cuda_machine_code.py
-	FASTPERM_NUMPY_GPU=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m cuda -k "$(AS_PTX)" \
-	    tests/test_cuda_kernels.py tests/test_step_queue.py
+	FASTPERM_NUMPY_GPU=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m cuda -k "$(AS_PTX)" tests/test_cuda_kernels.py
 
 # All of it, with the layouts of a GPU, and strict: about fifteen minutes.
 ptx-test: $(VENV)/.made-cuda-check

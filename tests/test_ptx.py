@@ -46,6 +46,12 @@ def run(body, array, *, threads=32 * WARPS, cluster=1, blocks=1, shared=0):
     return array
 
 
+def test_blocks_may_have_one_thread():
+    """As the last kernel of a step that is recorded has: such a thread is a warp."""
+    body = "mov.u32 %r2, 7; st.global.u32 [%rd2], %r2;"
+    assert run(body, np.zeros(1, np.uint32), threads=1, blocks=3).tolist() == [7]
+
+
 def test_threads_go_different_ways_and_meet():
     found = run(
         """
