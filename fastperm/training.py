@@ -296,11 +296,11 @@ def _resume(checkpoint, net, optimizer, settings):
 def _validation(net, task, validate, seed):
     if validate is None:
         return None
-    if isinstance(validate, (tuple, list)) and len(validate) == 2:
+    if isinstance(validate, (tuple, list)):
+        if len(validate) != 2:
+            raise TypeError(f"validate must be an integer, a pair (sets, targets) or None, got {len(validate)} items")
         sets, targets = validate
     else:
-        if isinstance(validate, (tuple, list)):
-            raise TypeError(f"validate must be an integer, a pair (sets, targets) or None, got {len(validate)} items")
         number = check_integer(validate, "validate", minimum=1)
         sets, targets = sample(task, number, _generator(seed, _VALIDATION))
     sets = net.as_sets(sets)

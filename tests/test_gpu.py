@@ -303,6 +303,13 @@ def test_clusters_are_not_given_up_for_good_while_somebody_captures(machine, mon
     monkeypatch.setattr(cluster_probe, "_cluster_probe", probe)
     monkeypatch.setattr(cluster_probe, "_found", {})
     assert not cluster_probe.clusters_run(2, 100)
+
+    def refuse():
+        raise RuntimeError("cudaErrorStreamCaptureImplicit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.cuda, "get_current_stream", lambda: SimpleNamespace(is_capturing=refuse))
+        assert not cluster_probe.clusters_run(2, 100)
     capturing[0] = False
     assert cluster_probe.clusters_run(2, 100)
     capturing[0] = True

@@ -28,9 +28,7 @@ def clusters_run(
         return True
     tried = (0 if SIMULATED else current_device(), cluster, shared)
     if tried not in _found:
-        if (
-            not SIMULATED and xp().cuda.get_current_stream().is_capturing()
-        ):  # somebody's own graph: nothing can be tried
+        if not SIMULATED and _captures():
             return False
         _found[tried] = _run(cluster, shared)
     return _found[tried]
